@@ -1,0 +1,124 @@
+"""
+The echo contract, and nothing else.
+"""
+
+from typing import Protocol as Structure
+
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Server
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+
+class Registry(Structure):
+    """
+    What a connection tells of its life: L{kvserver.connections.Connections}, or in a test a plain
+    C{set}.
+    """
+
+    def add(self, protocol: "EchoProtocol", /) -> object:
+        """
+        C{protocol} is connected.
+        """
+
+    def discard(self, protocol: "EchoProtocol", /) -> object:
+        """
+        C{protocol} is connected no more.
+        """
+
+
+@implementer(IHalfCloseableProtocol)
+class EchoProtocol(LineReceiver):
+    """
+    Sends each line back when it is complete, byte for byte.
+
+    A line ends with LF; a CR before it is part of the line, and no other byte has a meaning. A line
+    that is longer than L{MAX_LENGTH} comes back in pieces of that length, as with the C{packet:
+    :line} of Erlang's C{gen_tcp}. What is sent back depends on the bytes alone, never on how the
+    network cut them.
+
+    The protocol is its own push producer (L{LineReceiver} has the methods): a peer that does not
+    read its echo is not read from, so that a connection never holds more than one line buffer and
+    one write buffer.
+
+    @cvar MAX_LENGTH: The size of the line buffer, in bytes.
+    """
+
+    transport: Server
+    delimiter = b"\n"
+    MAX_LENGTH = 64 * 1024
+
+    def __init__(self, registry: Registry) -> None:
+        """
+        @param registry: Is told when the connection begins and ends.
+        """
+        self._registry = registry
+        # The beginning of a line that is not complete, always shorter than MAX_LENGTH. A bytearray
+        # grows in place, so a line that arrives byte by byte costs no more than one that arrives
+        # whole.
+        self._unfinished = bytearray()
+
+    def connectionMade(self) -> None:
+        """
+        Begin to echo.
+        """
+        self.transport.registerProducer(self, True)
+        self._registry.add(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Send back what C{data} completes, in one write, and keep the rest.
+
+        L{LineReceiver} would take the lines apart one by one, in quadratic time. The echo of many
+        lines is the same bytes, so it is enough to find the end of the last one.
+
+        @param data: The next bytes, cut anywhere.
+        """
+        unfinished = self._unfinished
+        keep = len(data) - (data.rfind(b"\n") + 1)
+        if keep == len(data):
+            keep += len(unfinished)
+        keep %= self.MAX_LENGTH
+        cut = len(data) - keep
+        if cut > 0:
+            self.transport.write(bytes(unfinished) + data[:cut])
+            unfinished[:] = data[cut:]
+        else:
+            # Nothing is complete yet, neither a line nor a piece of one.
+            unfinished += data
+
+    def clearLineBuffer(self) -> bytes:
+        """
+        Forget the beginning of a line that is not complete.
+
+        @return: That beginning.
+        """
+        unfinished = bytes(self._unfinished)
+        self._unfinished.clear()
+        return unfinished
+
+    def readConnectionLost(self) -> None:
+        """
+        The peer has sent its last byte (FIN): send back what is left, be it a whole line or not,
+        and close.
+
+        Without this half of L{IHalfCloseableProtocol} the transport would drop what it has not sent
+        yet; without the close, a peer that waits for our FIN would wait for ever.
+        """
+        # A transport does not close while a producer may have more to say.
+        self.transport.unregisterProducer()
+        self.transport.write(self.clearLineBuffer())
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """
+        Our own half was closed alone. That never happens: we close both halves together.
+        """
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        The connection is gone, for whatever reason.
+        """
+        self._registry.discard(self)

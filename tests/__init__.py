@@ -1,0 +1,3 @@
+"""
+The tests: logic without sockets, then each promise once against the real daemon in its own process.
+"""
