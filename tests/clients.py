@@ -1,0 +1,160 @@
+"""
+What talks to the daemon: plain sockets, and the programs that people use.
+"""
+
+import hashlib
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from tests.daemon import PATIENCE
+
+REQUIRED = "KVSERVER_REQUIRE_PROGRAMS"
+"""
+The environment variable that turns a missing program from a skipped test into a failed one.
+"""
+
+LINES = b"".join(b"%d\n" % number for number in range(1, 200_001))
+"""
+What C{seq 1 200000} prints.
+"""
+
+
+def _hasIPv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needsIPv6 = pytest.mark.skipif(not _hasIPv6(), reason="this host has no IPv6 on loopback")
+
+
+def program(*names: str) -> str:
+    """
+    Find a program that a test needs.
+
+    @param names: What it may be called, the best first.
+
+    @return: Its path. Without it the test is skipped, or fails where all programs are required.
+    """
+    for name in names:
+        path = shutil.which(name)
+        if path:
+            return path
+    missing = f"needs the program {names[0]}, which is not installed"
+    if os.environ.get(REQUIRED):
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
+    """
+    Connect, so that each C{send} leaves at once.
+    """
+    client = socket.create_connection((host, port), PATIENCE)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client
+
+
+def receive(client: socket.socket, size: int) -> bytes:
+    """
+    Receive C{size} bytes, or fewer if the connection ends before.
+    """
+    data = bytearray()
+    while len(data) < size:
+        chunk = client.recv(min(size - len(data), 1 << 20))
+        if not chunk:
+            break
+        data += chunk
+    return bytes(data)
+
+
+def ask(client: socket.socket, line: bytes) -> bytes:
+    """
+    Send a line, and receive as many bytes.
+    """
+    client.sendall(line)
+    return receive(client, len(line))
+
+
+def silent(client: socket.socket, seconds: float = 0.2) -> bool:
+    """
+    Does nothing come in this time? As a promise that nothing comes at all it is weak, but it is
+    never wrong about a daemon that keeps that promise.
+    """
+    client.settimeout(seconds)
+    try:
+        client.recv(1, socket.MSG_PEEK)
+    except TimeoutError:
+        return True
+    finally:
+        client.settimeout(PATIENCE)
+    return False
+
+
+def exchange(client: socket.socket, chunks: Iterable[bytes]) -> bytes:
+    """
+    Send all, then FIN, while receiving until the other side closes.
+    """
+    sender = Sender(client, chunks)
+    data = receive(client, 1 << 40)
+    sender.join()
+    return data
+
+
+def digest(chunks: Iterable[bytes]) -> str:
+    """
+    What tells two long streams of bytes apart.
+    """
+    total = hashlib.sha256()
+    for chunk in chunks:
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def received(client: socket.socket) -> Iterable[bytes]:
+    """
+    What comes, until the other side closes.
+    """
+    while chunk := client.recv(1 << 20):
+        yield chunk
+
+
+class Sender(threading.Thread):
+    """
+    Sends all, then FIN, while the test does something else.
+
+    @ivar sent: How many bytes the kernel has taken.
+    """
+
+    def __init__(self, client: socket.socket, chunks: Iterable[bytes]) -> None:
+        super().__init__(daemon=True)
+        self.sent = 0
+        self._client = client
+        self._chunks = chunks
+        self.start()
+
+    def isStuck(self) -> bool:
+        """
+        Has the kernel taken something, and then nothing more for a while?
+        """
+        before = self.sent
+        time.sleep(0.3)
+        return 0 < before == self.sent
+
+    def run(self) -> None:
+        """
+        Send.
+        """
+        for chunk in self._chunks:
+            self._client.sendall(chunk)
+            self.sent += len(chunk)
+        self._client.shutdown(socket.SHUT_WR)

@@ -1,0 +1,28 @@
+"""
+What several tests use.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """
+    One daemon for all tests of a module.
+    """
+    with Daemon(tmp_path_factory.mktemp("daemon")) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def freshDaemon(tmp_path: Path) -> Iterator[Daemon]:
+    """
+    A daemon for one test alone, that has served nobody yet.
+    """
+    with Daemon(tmp_path) as daemon:
+        yield daemon

@@ -1,0 +1,147 @@
+"""
+The real daemon, in its own process, as its user sees it: what it is told, what it logs, what it
+costs.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+TWISTD = str(SCRIPTS / "twistd")
+TWIST = str(SCRIPTS / "twist")
+
+PATIENCE = 20.0
+"""
+How long, in seconds, a test waits for what must happen. No promise, only the end of a hanging test.
+"""
+
+
+def waitFor(condition: Callable[[], object], what: str) -> None:
+    """
+    Return as soon as C{condition} holds.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not seen in {PATIENCE} s: {what}"
+        time.sleep(0.005)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """
+    The environment of the tests, less what would change what the daemon does.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PORT"} | more
+
+
+class Daemon:
+    """
+    C{twistd -n kvserver --port 0}, and what more it is told.
+
+    @ivar port: The port that it says it listens on.
+
+    @ivar log: The file that it logs to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        command: tuple[str, ...] = (TWISTD, "-n", "--pidfile="),
+        env: dict[str, str] | None = None,
+    ) -> None:
+        """
+        @param folder: Is its working directory, and takes its log.
+
+        @param options: Follow C{kvserver} on its command line; C{--port 0} if there are none.
+
+        @param command: What C{kvserver} follows.
+
+        @param env: Its environment, if it is not the one of the tests.
+        """
+        self.log = folder / "daemon.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "kvserver", *(options or ("--port", "0"))],
+                cwd=folder,
+                env=env or environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.pid = self.process.pid
+        try:
+            self.port = self._listening()
+        except BaseException:
+            self.stop(signal.SIGKILL)
+            raise
+
+    def __enter__(self) -> "Daemon":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _listening(self) -> int:
+        waitFor(
+            lambda: "Accepting" in self.log.read_text() or self.process.poll() is not None,
+            "the daemon listens",
+        )
+        found = re.search(r"Accepting connections on port (\d+)", self.log.read_text())
+        assert found, self.log.read_text()
+        return int(found[1])
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """
+        End it.
+
+        @return: Its exit status, negative for a signal.
+        """
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    def memory(self) -> int:
+        """
+        What it holds in memory now (resident), in bytes.
+        """
+        return self._status("VmRSS")
+
+    def peakMemory(self) -> int:
+        """
+        The most that it has ever held in memory (resident), in bytes.
+        """
+        return self._status("VmHWM")
+
+    def _status(self, field: str) -> int:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
+        assert found
+        return int(found[1]) * 1024
+
+    def cpu(self) -> int:
+        """
+        The CPU time that it has used, in nanoseconds.
+        """
+        return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0])
+
+    def descriptors(self) -> int:
+        """
+        How many file descriptors it holds.
+        """
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
