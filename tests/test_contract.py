@@ -1,0 +1,218 @@
+"""
+The echo contract, rule by rule, kept by the real daemon over real sockets.
+"""
+
+import contextlib
+import resource
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients import (
+    LINES,
+    Sender,
+    ask,
+    connect,
+    digest,
+    exchange,
+    needsIPv6,
+    receive,
+    received,
+    silent,
+)
+from tests.daemon import Daemon, waitFor
+
+MB = 1024 * 1024
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[socket.socket]:
+    """
+    A client that is connected.
+    """
+    with connect(daemon.port) as client:
+        yield client
+
+
+# 1. A line comes back when it is complete.
+
+
+def test_everyByteEverywhere(client: socket.socket) -> None:
+    """
+    All 256 byte values in all positions of a line come back as they are.
+    """
+    line = b"01234567"
+    sent = b"".join(
+        line[:place] + bytes([value]) + line[place:] + ending
+        for value in range(256)
+        for place in range(len(line) + 1)
+        for ending in (b"\n", b"\r\n")
+    )
+    assert exchange(client, [sent]) == sent
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needsIPv6)])
+def test_bothFamilies(daemon: Daemon, host: str) -> None:
+    """
+    One port answers on IPv4 and on IPv6.
+    """
+    with connect(daemon.port, host) as client:
+        assert ask(client, b"hello\r\n") == b"hello\r\n"
+
+
+# 2. Nothing is echoed early.
+
+
+def test_nothingEarly(client: socket.socket) -> None:
+    """
+    An unfinished line gives nothing, and then the whole line.
+    """
+    client.sendall(b"hel")
+    assert silent(client)
+    client.sendall(b"lo\nagain")
+    assert receive(client, 6) == b"hello\n"
+    assert silent(client)
+
+
+def test_everyCut(client: socket.socket) -> None:
+    """
+    Lines cut at every possible place come back whole.
+    """
+    text = b"hello\nis it me\r\nyou are looking for?\n"
+    for place in range(len(text)):
+        client.sendall(text[:place])
+        complete = text[: text.rfind(b"\n", 0, place) + 1]
+        assert receive(client, len(complete)) == complete
+        client.sendall(text[place:])
+        assert receive(client, len(text) - len(complete)) == text[len(complete) :]
+
+
+# 3. Nothing is lost at the end.
+
+
+@pytest.mark.parametrize("text", [b"", b"hello\n", b"hello", b"hello\nis it", LINES, LINES + b"x"])
+def test_endOfInput(daemon: Daemon, text: bytes) -> None:
+    """
+    After the client's FIN everything has come back and the daemon closes, 20 times of 20.
+    """
+    for _ in range(20):
+        with connect(daemon.port) as client:
+            assert exchange(client, [text]) == text
+
+
+# 4. No line is too long.
+
+
+@pytest.mark.parametrize("size", [1 * MB, 50 * MB])
+def test_longLine(freshDaemon: Daemon, size: int) -> None:
+    """
+    A long line comes back intact, with less than 4 MB of memory more.
+    """
+    before = freshDaemon.memory()
+    chunks = [bytes([65 + number % 26]) * 65_521 for number in range(size // 65_521)] + [b"\n"]
+    with connect(freshDaemon.port) as client:
+        Sender(client, chunks)
+        assert digest(received(client)) == digest(chunks)
+    assert freshDaemon.peakMemory() - before < 4 * MB
+
+
+# 5. Memory is bounded.
+
+
+@pytest.mark.parametrize("line", [b"x" * 1023 + b"\n", b"x" * 15 + b"\n", b"\n"])
+def test_neverReads(freshDaemon: Daemon, line: bytes) -> None:
+    """
+    A client that sends 500 MB and does not read costs less than 8 MB, and keeps nobody waiting.
+    When it reads at last, every byte is there.
+    """
+    before = freshDaemon.memory()
+    chunk = line * (MB // len(line))
+    with connect(freshDaemon.port) as client, connect(freshDaemon.port) as other:
+        sender = Sender(client, [chunk] * 500)
+        waitFor(sender.isStuck, "the daemon reads no more")
+        assert sender.sent < 100 * MB
+        assert ask(other, b"hello\n") == b"hello\n"
+        assert freshDaemon.peakMemory() - before < 8 * MB
+        assert digest(received(client)) == digest([chunk] * 500)
+    assert freshDaemon.peakMemory() - before < 8 * MB
+
+
+# 6. Time is linear in the bytes.
+
+
+def test_bareLinesCostWhatLongOnesDo(daemon: Daemon) -> None:
+    """
+    64 KiB of bare LFs cost the daemon no more than 3 times what 64 KiB of long lines do.
+    """
+
+    def cost(line: bytes) -> int:
+        before = daemon.cpu()
+        with connect(daemon.port) as client:
+            chunks = [line * (65_536 // len(line))] * 512
+            Sender(client, chunks)
+            assert sum(map(len, received(client))) == 512 * 65_536
+        return daemon.cpu() - before
+
+    long = cost(b"x" * 65_535 + b"\n")
+    assert cost(b"\n") < 3 * long
+
+
+# 7. A connection fails alone.
+
+
+def test_resetDisturbsNobody(daemon: Daemon) -> None:
+    """
+    Clients that are reset, idle or stuck leave the others what they had.
+    """
+    with connect(daemon.port) as steady, connect(daemon.port) as stuck:
+        stuck.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                stuck.send(LINES)
+        for _ in range(50):
+            with connect(daemon.port) as victim:
+                victim.sendall(b"hello\nis it")
+                # Linger for 0 seconds: close() sends RST, and drops what was not sent.
+                victim.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            assert ask(steady, b"hello\n") == b"hello\n"
+
+
+# Any number of clients.
+
+
+def test_oneAfterTheOther(daemon: Daemon) -> None:
+    """
+    5,000 connections, one after the other: each is answered, and none stays behind.
+    """
+    before = daemon.descriptors()
+    for number in range(5_000):
+        line = b"%d\n" % number
+        with connect(daemon.port) as client:
+            assert exchange(client, [line]) == line
+    waitFor(lambda: daemon.descriptors() == before, "all connections are closed")
+
+
+def test_manyAtOnce(tmp_path: Path) -> None:
+    """
+    5,000 connections at once: each is answered, twice, in any order.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 6_000:
+        pytest.skip(f"needs 6,000 file descriptors, and may have {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    clients: list[socket.socket] = []
+    try:
+        # Its own daemon, which inherits the limit.
+        with Daemon(tmp_path) as daemon:
+            for number in range(5_000):
+                clients.append(connect(daemon.port))
+                assert ask(clients[-1], b"%d\n" % number) == b"%d\n" % number
+            for number in reversed(range(5_000)):
+                assert ask(clients[number], b"%d\n" % number) == b"%d\n" % number
+    finally:
+        for client in clients:
+            client.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

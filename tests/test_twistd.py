@@ -1,0 +1,223 @@
+"""
+The daemon as twistd and twist start it, and how it fails to start.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients import ask, connect, program
+from tests.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment, waitFor
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """
+    A port that is in use.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def run(
+    folder: Path, *command: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """
+    Run a command to its end.
+    """
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=env or environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_foreground(tmp_path: Path) -> None:
+    """
+    C{twistd -n} logs the port, answers, and dies of the signal that ends it.
+    """
+    with Daemon(tmp_path) as daemon:
+        with connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+        assert daemon.stop(signal.SIGTERM) == -signal.SIGTERM
+        with pytest.raises(ConnectionRefusedError):
+            connect(daemon.port)
+        assert "Traceback" not in daemon.log.read_text()
+
+
+def test_portFromEnvironment(tmp_path: Path, taken: int) -> None:
+    """
+    C{PORT} is the port, as with the guide's server, unless C{--port} is given.
+    """
+    options = ("--interface", "127.0.0.1")
+    wrong = environment(PORT=str(taken))
+    with Daemon(tmp_path, *options, env=environment(PORT="0")):
+        pass
+    with Daemon(tmp_path, *options, "--port=0", env=wrong):
+        pass
+    done = run(tmp_path, TWISTD, "-n", "kvserver", *options, env=wrong)
+    assert f"127.0.0.1 port {taken}: Address already in use" in done.stdout
+
+
+def test_twist(tmp_path: Path) -> None:
+    """
+    C{twist kvserver} works the same.
+    """
+    with Daemon(tmp_path, command=(TWIST, "--log-format=text")) as daemon:
+        with connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+        assert daemon.stop(signal.SIGTERM) == -signal.SIGTERM
+
+
+def test_daemonized(tmp_path: Path) -> None:
+    """
+    C{twistd} goes into the background, leaves its pid and its log where it is told, and takes the
+    pid file away at its end.
+    """
+    pidFile, log = tmp_path / "kvserver.pid", tmp_path / "kvserver.log"
+    done = run(
+        tmp_path,
+        *(TWISTD, f"--pidfile={pidFile}", f"--logfile={log}"),
+        *("kvserver", "--port=0", "--interface=127.0.0.1"),
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    pid = int(pidFile.read_text())
+    try:
+        assert pid != os.getpid()
+        _, _, rest = log.read_text().partition("Accepting connections on port ")
+        with connect(int(rest.split()[0])) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        waitFor(lambda: not pidFile.exists(), "the pid file is gone")
+
+
+class TestCannotStart:
+    """
+    What is wrong is said in one line, with exit status 1, in 2 seconds more than it takes twistd to
+    do nothing; there is no traceback, and nothing is left behind.
+    """
+
+    def fails(
+        self,
+        folder: Path,
+        *command: str,
+        line: str,
+        status: int = 1,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        """
+        The command fails with this line.
+        """
+        begin = time.monotonic()
+        run(folder, TWISTD, "--version")
+        nothing = time.monotonic()
+        done = run(folder, *command, env=env)
+        assert time.monotonic() - nothing < 2 + (nothing - begin)
+        assert done.returncode == status
+        assert "Traceback" not in done.stdout
+        assert [text for text in done.stdout.splitlines() if line in text], done.stdout
+        assert os.listdir(folder) == []
+
+    @pytest.mark.parametrize("value", ["", "x", "-1", "65536"])
+    def test_port(self, tmp_path: Path, value: str) -> None:
+        """
+        C{--port} and C{PORT}.
+        """
+        accepted = f"{value!r} is no TCP port: give a number from 0 to 65535"
+        twistd = (TWISTD, "-n", "kvserver")
+        self.fails(tmp_path, *twistd, f"--port={value}", line=f": --port: {accepted}")
+        self.fails(
+            tmp_path,
+            *twistd,
+            line=f": PORT (environment): {accepted}",
+            env=environment(PORT=value),
+        )
+
+    @pytest.mark.parametrize("value", ["", "localhost"])
+    def test_interface(self, tmp_path: Path, value: str) -> None:
+        """
+        C{--interface}.
+        """
+        line = f": --interface: {value!r} is no address: give an IPv4 or IPv6 address"
+        self.fails(tmp_path, TWISTD, "-n", "kvserver", f"--interface={value}", line=line)
+
+    def test_unknownOption(self, tmp_path: Path) -> None:
+        """
+        An option that there is not.
+        """
+        self.fails(tmp_path, TWISTD, "-n", "kvserver", "--prot=1", line=": option --prot not recog")
+
+    def test_strayArgument(self, tmp_path: Path) -> None:
+        """
+        An argument.
+        """
+        self.fails(tmp_path, TWISTD, "-n", "kvserver", "4040", line=": unexpected argument '4040'")
+
+    @pytest.mark.parametrize("command", [(TWISTD, "-n"), (TWIST,)], ids=["twistd", "twist"])
+    def test_portInUse(self, tmp_path: Path, taken: int, command: tuple[str, ...]) -> None:
+        """
+        A port in use, by anybody on any address.
+        """
+        line = f"Cannot listen on port {taken}: Address already in use"
+        self.fails(tmp_path, *command, "kvserver", f"--port={taken}", line=line)
+
+    def test_portInUseDaemonized(self, tmp_path: Path, taken: int) -> None:
+        """
+        The shell that starts a daemon is told as well.
+        """
+        line = f"Cannot listen on port {taken}: Address already in use"
+        command = (TWISTD, "--logfile=/dev/null", "kvserver", f"--port={taken}")
+        self.fails(tmp_path, *command, line=line)
+
+    def test_foreignInterface(self, tmp_path: Path) -> None:
+        """
+        An address that is not of this host (RFC 5737: nobody's).
+        """
+        line = "Cannot listen on 192.0.2.1 port 4040: Cannot assign requested address"
+        self.fails(tmp_path, TWISTD, "-n", "kvserver", "-p4040", "-i192.0.2.1", line=line)
+
+    def test_privilegedPort(self, tmp_path: Path) -> None:
+        """
+        A port below 1024 without the right to it.
+        """
+        unprivileged = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+        if unprivileged <= 1:
+            pytest.skip("on this host no port is privileged")
+        without = (
+            (program("setpriv"), "--bounding-set=-net_bind_service") if not os.getuid() else ()
+        )
+        line = "Cannot listen on port 1: Permission denied"
+        self.fails(tmp_path, *without, TWISTD, "-n", "kvserver", "--port=1", line=line)
+
+
+def test_noIPv6(tmp_path: Path) -> None:
+    """
+    Where the kernel has no IPv6, the daemon listens on IPv4.
+    """
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, socket\n"
+        "class IPv4Only(socket.socket):\n"
+        "    def __init__(self, family=socket.AF_INET, *rest, **more):\n"
+        "        if family == socket.AF_INET6:\n"
+        "            raise OSError(errno.EAFNOSUPPORT, 'Address family not supported')\n"
+        "        super().__init__(family, *rest, **more)\n"
+        "socket.socket = IPv4Only\n"
+    )
+    with Daemon(tmp_path, env=environment(PYTHONPATH=str(tmp_path))) as daemon:
+        with connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+        with pytest.raises(ConnectionRefusedError):
+            connect(daemon.port, "::1")
