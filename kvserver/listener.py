@@ -3,6 +3,7 @@ One listening socket, as a service.
 """
 
 import socket
+from contextlib import ExitStack
 from typing import Any
 
 from twisted.application.service import Service
@@ -43,18 +44,19 @@ def bind(port: int, interface: str = "") -> socket.socket:
     """
     dualStack = not interface and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dualStack or ":" in interface else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listening.setblocking(False)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dualStack)
-        listening.bind((interface, port))
-        listening.listen(BACKLOG)
+        with ExitStack() as undo:
+            listening = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listening.setblocking(False)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dualStack)
+            listening.bind((interface, port))
+            listening.listen(BACKLOG)
+            undo.pop_all()
     except OSError as error:
-        listening.close()
         raise CannotListen(interface, port, error) from error
     return listening
 

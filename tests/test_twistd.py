@@ -203,21 +203,43 @@ class TestCannotStart:
         self.fails(tmp_path, *without, TWISTD, "-n", "kvserver", "--port=1", line=line)
 
 
-def test_noIPv6(tmp_path: Path) -> None:
+class TestNoIPv6:
     """
-    Where the kernel has no IPv6, the daemon listens on IPv4.
+    A kernel that has no IPv6.
     """
-    (tmp_path / "sitecustomize.py").write_text(
-        "import errno, socket\n"
-        "class IPv4Only(socket.socket):\n"
-        "    def __init__(self, family=socket.AF_INET, *rest, **more):\n"
-        "        if family == socket.AF_INET6:\n"
-        "            raise OSError(errno.EAFNOSUPPORT, 'Address family not supported')\n"
-        "        super().__init__(family, *rest, **more)\n"
-        "socket.socket = IPv4Only\n"
-    )
-    with Daemon(tmp_path, env=environment(PYTHONPATH=str(tmp_path))) as daemon:
-        with connect(daemon.port) as client:
+
+    @pytest.fixture
+    def env(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+        """
+        An environment in which Python finds no IPv6.
+        """
+        folder = tmp_path_factory.mktemp("noIPv6")
+        (folder / "sitecustomize.py").write_text(
+            "import errno, socket\n"
+            "class IPv4Only(socket.socket):\n"
+            "    def __init__(self, family=socket.AF_INET, *rest, **more):\n"
+            "        if family == socket.AF_INET6:\n"
+            "            raise OSError(errno.EAFNOSUPPORT, 'Address family not supported')\n"
+            "        super().__init__(family, *rest, **more)\n"
+            "socket.socket = IPv4Only\n"
+        )
+        path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return environment(PYTHONPATH=os.pathsep.join(path))
+
+    def test_fallsBack(self, tmp_path: Path, env: dict[str, str]) -> None:
+        """
+        The daemon listens on IPv4 alone.
+        """
+        with Daemon(tmp_path, env=env) as daemon, connect(daemon.port) as client:
             assert ask(client, b"hello\n") == b"hello\n"
-        with pytest.raises(ConnectionRefusedError):
-            connect(daemon.port, "::1")
+            with pytest.raises(OSError, match=r"refused|not supported"):
+                connect(daemon.port, "::1")
+
+    def test_asked(self, tmp_path: Path, env: dict[str, str]) -> None:
+        """
+        Asked for IPv6, it says that there is none.
+        """
+        done = run(tmp_path, TWISTD, "-n", "kvserver", "-p4040", "--interface=::1", env=env)
+        assert done.returncode == 1
+        assert "Cannot listen on ::1 port 4040: Address family not supported" in done.stdout
+        assert "Traceback" not in done.stdout
