@@ -44,11 +44,14 @@ class EchoProtocol(LineReceiver):
     one write buffer.
 
     @cvar MAX_LENGTH: The size of the line buffer, in bytes.
+
+    @ivar received: How many bytes have come in.
     """
 
     transport: Server
     delimiter = b"\n"
     MAX_LENGTH = 64 * 1024
+    received = 0
 
     def __init__(self, registry: Registry) -> None:
         """
@@ -76,8 +79,9 @@ class EchoProtocol(LineReceiver):
 
         @param data: The next bytes, cut anywhere.
         """
+        self.received += len(data)
         unfinished = self._unfinished
-        keep = len(data) - (data.rfind(b"\n") + 1)
+        keep = len(data) - (data.rfind(self.delimiter) + 1)
         if keep == len(data):
             keep += len(unfinished)
         keep %= self.MAX_LENGTH
@@ -88,6 +92,24 @@ class EchoProtocol(LineReceiver):
         else:
             # Nothing is complete yet, neither a line nor a piece of one.
             unfinished += data
+
+    @property
+    def unfinished(self) -> bool:
+        """
+        Has the peer begun a line that is not complete?
+        """
+        return bool(self._unfinished)
+
+    def close(self, last: bytes = b"") -> None:
+        """
+        Close the connection when everything has been sent.
+
+        @param last: What is to be sent before.
+        """
+        # A transport does not close while a producer may have more to say.
+        self.transport.unregisterProducer()
+        self.transport.write(last)
+        self.transport.loseConnection()
 
     def clearLineBuffer(self) -> bytes:
         """
@@ -107,10 +129,7 @@ class EchoProtocol(LineReceiver):
         Without this half of L{IHalfCloseableProtocol} the transport would drop what it has not sent
         yet; without the close, a peer that waits for our FIN would wait for ever.
         """
-        # A transport does not close while a producer may have more to say.
-        self.transport.unregisterProducer()
-        self.transport.write(self.clearLineBuffer())
-        self.transport.loseConnection()
+        self.close(self.clearLineBuffer())
 
     def writeConnectionLost(self) -> None:
         """
