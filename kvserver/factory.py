@@ -22,12 +22,16 @@ class EchoFactory(ServerFactory):
         """
         self.connections = connections
 
-    def buildProtocol(self, addr: IAddress | None) -> EchoProtocol:
+    def buildProtocol(self, addr: IAddress | None) -> EchoProtocol | None:
         """
         Build the protocol for one new connection.
 
         @param addr: The address of the peer.
+
+        @return: None if there are too many connections from there already.
         """
+        if not self.connections.admits(addr):
+            return None
         protocol = EchoProtocol(self.connections)
         protocol.factory = self
         return protocol
