@@ -1,28 +1,533 @@
 """
-The listening socket: in memory where that is enough, else with the kernel's own on loopback.
+The listening socket: its troubles on a fake clock, its ways with the kernel on loopback.
 """
 
+import contextlib
 import errno
+import os
 import socket
-from collections.abc import AsyncIterator, Sequence
-from typing import cast
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor as globalReactor
+from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
-from twisted.internet.interfaces import IReactorSocket
+from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.internet.tcp import Server
-from twisted.internet.testing import MemoryReactor
-from twisted.logger import LogEvent, capturedLogs
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel, capturedLogs
+from twisted.python.failure import Failure
+from zope.interface.verify import verifyObject
 
-from kvserver.listener import BACKLOG, CannotListen, Listener, bind
+from kvserver.connections import Connections, Limits
+from kvserver.factory import EchoFactory
+from kvserver.listener import (
+    ACCEPTS,
+    CALM,
+    CHECK_INTERVAL,
+    PAUSE,
+    Address,
+    CannotListen,
+    Listener,
+    address,
+)
 from tests.clients import needsIPv6
 
-reactor = cast(IReactorSocket, globalReactor)
+# Where to listen.
+
+
+@needsIPv6
+def test_dualStack() -> None:
+    """
+    Without an interface one socket takes IPv4 and IPv6.
+    """
+    where = Address(0)
+    with where.listen() as listening:
+        assert listening.family == socket.AF_INET6
+        for host in "127.0.0.1", "::1":
+            socket.create_connection((host, where.port)).close()
+
+
+@pytest.mark.parametrize(
+    ("interface", "other"),
+    [
+        pytest.param("127.0.0.1", "::1", marks=needsIPv6),
+        pytest.param("::1", "127.0.0.1", marks=needsIPv6),
+    ],
+)
+def test_interface(interface: str, other: str) -> None:
+    """
+    With an interface nothing else is taken.
+    """
+    where = Address(0, interface)
+    with where.listen():
+        socket.create_connection((interface, where.port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((other, where.port))
+
+
+@needsIPv6
+def test_anyIPv6() -> None:
+    """
+    C{::} is all of IPv6, and no IPv4.
+    """
+    where = Address(0, "::")
+    with where.listen():
+        socket.create_connection(("::1", where.port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", where.port))
+
+
+def test_samePort() -> None:
+    """
+    A port that the kernel has chosen is kept.
+    """
+    where = Address(0, "127.0.0.1")
+    where.listen().close()
+    port = where.port
+    assert port > 0
+    with where.listen() as listening:
+        assert listening.getsockname() == ("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("interface", ["", "127.0.0.1", pytest.param("::1", marks=needsIPv6)])
+def test_inUse(interface: str) -> None:
+    """
+    An address in use is told in one line, with where and why.
+    """
+    where = Address(0, interface)
+    with where.listen(), pytest.raises(CannotListen) as caught:
+        where.listen()
+    text = f"{interface} port {where.port}" if interface else f"port {where.port}"
+    assert str(caught.value) == f"Cannot listen on {text}: Address already in use"
+    assert caught.value.socketError.errno == errno.EADDRINUSE
+
+
+def test_unknownScope() -> None:
+    """
+    An IPv6 address on a network interface that isn't there is told as well.
+    """
+    with pytest.raises(CannotListen, match=r"^Cannot listen on fe80::1%nowhere port 4040: \w+"):
+        Address(4040, "fe80::1%nowhere").listen()
+
+
+def test_backlog() -> None:
+    """
+    Clients that come faster than they are accepted wait in the kernel: 1024, or as many as it
+    allows.
+    """
+    allowed = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    with Address(0, "127.0.0.1").listen() as listening:
+        # tcp_info of linux/tcp.h, where tcpi_sacked of a listening socket is its backlog.
+        info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    assert struct.unpack("28xI", info) == (min(1024, allowed),)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (("192.0.2.1", 7), IPv4Address("TCP", "192.0.2.1", 7)),
+        (("::ffff:192.0.2.1", 7, 0, 0), IPv4Address("TCP", "192.0.2.1", 7)),
+        (("2001:db8::1", 7, 0, 0), IPv6Address("TCP", "2001:db8::1", 7)),
+        (("::ffff:0:192:1", 7, 0, 0), IPv6Address("TCP", "::ffff:0:192:1", 7)),
+        (("fe80::1", 7, 0, 1), IPv6Address("TCP", "fe80::1%lo", 7, 0, 1)),
+    ],
+)
+def test_address(name: tuple[str | int, ...], expected: IPv4Address | IPv6Address) -> None:
+    """
+    An address is what a person would call it.
+    """
+    assert address(name) == expected
+
+
+# Accepting.
+
+
+class Socket(socket.socket):
+    """
+    A listening socket whose accept(2) does what a test says.
+
+    @ivar outcomes: What it does, in order; then it does what the kernel says.
+    """
+
+    def __init__(self, outcomes: list[int]) -> None:
+        super().__init__()
+        self.outcomes = outcomes
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """
+        Fail with the next error number; 0: do not fail.
+        """
+        number = self.outcomes.pop(0) if self.outcomes else 0
+        if number:
+            raise OSError(number, os.strerror(number))
+        return super().accept()
+
+
+class ScriptedAddress(Address):
+    """
+    An address with a socket that does what a test says.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0, "127.0.0.1")
+        self.outcomes: list[int] = []
+
+    def listen(self) -> socket.socket:
+        """
+        Listen.
+        """
+        listening = Socket(self.outcomes)
+        listening.setblocking(False)
+        listening.bind((self.interface, self.port))
+        listening.listen()
+        self.port = listening.getsockname()[1]
+        return listening
+
+
+class Harness:
+    """
+    A listener on a fake reactor.
+
+    @ivar died: The reasons with which it died.
+
+    @ivar outcomes: What accept(2) does.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.reactor = MemoryReactorClock()
+        self.connections = Connections(self.reactor, limits or Limits())
+        self.died: list[Exception] = []
+        self.address = ScriptedAddress()
+        self.outcomes = self.address.outcomes
+        self.factory: ServerFactory = EchoFactory(self.connections)
+        self.listener = Listener(
+            self.reactor, self.address, self.factory, self.connections, self.died.append
+        )
+        self.listener.setName("tcp:0")
+        self.clients: list[socket.socket] = []
+
+    @property
+    def reading(self) -> bool:
+        """
+        Would the reactor tell the listener of a client?
+        """
+        return self.listener in self.reactor.readers
+
+    def connect(self) -> None:
+        """
+        A client connects.
+        """
+        self.clients.append(socket.create_connection(("127.0.0.1", self.address.port), 5))
+
+    def close(self) -> None:
+        """
+        The end.
+        """
+        self.listener.stopService()
+        for client in self.clients:
+            client.close()
+        for protocol in self.connections:
+            protocol.transport.connectionLost(Failure(ConnectionAbortedError()))
+
+
+@pytest.fixture
+def harness() -> Iterator[Harness]:
+    """
+    A listener that listens.
+    """
+    harness = Harness()
+    harness.listener.startService()
+    yield harness
+    harness.close()
+
+
+def test_descriptor(harness: Harness) -> None:
+    """
+    The listener is what the reactor takes it for.
+    """
+    assert verifyObject(IReadDescriptor, harness.listener)
+    assert harness.listener.logPrefix() == "tcp:0"
+
+
+def test_listensOnce() -> None:
+    """
+    twistd calls both methods, twist only the second one. The real port is logged.
+    """
+    for both in True, False:
+        harness = Harness()
+        with capturedLogs() as logs:
+            if both:
+                harness.listener.privilegedStartService()
+            harness.listener.startService()
+        (event,) = logs
+        assert event["log_format"].format(**event) == (
+            f"Accepting connections on port {harness.address.port}"
+        )
+        assert harness.address.port > 0
+        harness.close()
+
+
+def test_stopsWithoutStart() -> None:
+    """
+    A listener that never listened can be stopped.
+    """
+    Harness().listener.stopService()
+
+
+def test_acceptsWhoIsWaiting(harness: Harness) -> None:
+    """
+    All who wait are accepted in one turn, up to a bound.
+    """
+    for _ in range(5):
+        harness.connect()
+    harness.listener.doRead()
+    assert len(harness.connections) == 5
+    for _ in range(ACCEPTS + 1):
+        harness.connect()
+    harness.listener.doRead()
+    assert len(harness.connections) == 5 + ACCEPTS
+    harness.listener.doRead()
+    assert len(harness.connections) == 6 + ACCEPTS
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
+def test_exhausted(harness: Harness, number: int) -> None:
+    """
+    When accept(2) can't, the listener tries again after 100 ms; it says so once, and once when it
+    has been well for a second, with how often it was not.
+    """
+    harness.connect()
+    harness.outcomes[:] = [number] * 30
+    with capturedLogs() as logs:
+        for _ in range(30):
+            assert harness.reading
+            harness.listener.doRead()
+            assert not harness.reading
+            harness.reactor.advance(PAUSE)
+        harness.listener.doRead()
+        assert len(harness.connections) == 1
+        harness.reactor.advance(CALM - PAUSE)
+    assert [event["log_level"] for event in logs] == [LogLevel.warn, LogLevel.info]
+    assert logs[0]["reason"] == os.strerror(number)
+    assert logs[1]["count"] == 30
+    assert harness.died == []
+
+
+def test_oneConnectionFails(harness: Harness) -> None:
+    """
+    The error of one connection does not keep the next one waiting.
+    """
+    harness.connect()
+    harness.outcomes[:] = [errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETUNREACH]
+    with capturedLogs() as logs:
+        harness.listener.doRead()
+    assert len(harness.connections) == 1
+    assert not logs
+    assert harness.reading
+
+
+def test_eachConnectionFails(harness: Harness) -> None:
+    """
+    When there is no end of them the listener does not spin.
+    """
+    harness.outcomes[:] = [errno.EPROTO] * ACCEPTS
+    harness.connect()
+    harness.listener.doRead()
+    assert not harness.reading
+    harness.reactor.advance(PAUSE)
+    assert harness.reading
+    harness.listener.doRead()
+    assert len(harness.connections) == 1
+
+
+def test_unknownError(harness: Harness) -> None:
+    """
+    An error that nothing is known of is the death of the listener, once.
+    """
+    harness.outcomes[:] = [errno.EINVAL]
+    harness.listener.doRead()
+    assert [str(reason) for reason in harness.died] == [f"[Errno 22] {os.strerror(22)}"]
+    assert not harness.reading
+    harness.reactor.advance(10 * CHECK_INTERVAL)
+    assert len(harness.died) == 1
+
+
+def test_full() -> None:
+    """
+    When there is no room nobody is accepted; who waits is when there is.
+    """
+    harness = Harness(Limits(connections=2))
+    harness.listener.startService()
+    for _ in range(4):
+        harness.connect()
+    harness.listener.doRead()
+    assert len(harness.connections) == 2
+    assert not harness.reading
+    first, _ = harness.connections
+    first.transport.connectionLost(Failure(ConnectionAbortedError()))
+    assert harness.reading
+    harness.listener.doRead()
+    assert len(harness.connections) == 2
+    assert not harness.reading
+    harness.close()
+
+
+def test_roomDuringAPause() -> None:
+    """
+    Room for a connection does not end the pause of an accept(2) that can't.
+    """
+    harness = Harness(Limits(connections=1))
+    harness.listener.startService()
+    harness.connect()
+    harness.connect()
+    harness.listener.doRead()
+    assert not harness.reading
+    # Another listener than ours may fill the room again, and empty it.
+    (first,) = harness.connections
+    first.transport.connectionLost(Failure(ConnectionAbortedError()))
+    harness.connections.add(first)
+    harness.listener.doRead()
+    harness.connections.discard(first)
+    harness.outcomes[:] = [errno.ENFILE]
+    harness.listener.doRead()
+    harness.connections.add(first)
+    assert not harness.connections.whenRoom(harness.listener._resume)
+    harness.connections.discard(first)
+    assert not harness.reading
+    harness.reactor.advance(PAUSE)
+    assert harness.reading
+    harness.close()
+
+
+def test_connectionThatCannotBegin(harness: Harness) -> None:
+    """
+    A factory or protocol that raises loses that one connection; one that gives no protocol refuses
+    it.
+    """
+
+    class Unable(Protocol):
+        def connectionMade(self) -> None:
+            raise ZeroDivisionError
+
+    def raising() -> Protocol:
+        raise ZeroDivisionError
+
+    builders: list[Callable[[], Protocol | None]] = [raising, lambda: None, Unable]
+
+    class Factory(ServerFactory):
+        def buildProtocol(self, addr: object) -> Protocol | None:
+            return builders.pop(0)()
+
+    harness.listener._factory = Factory()
+    with capturedLogs() as logs:
+        for _ in range(3):
+            harness.connect()
+        harness.listener.doRead()
+    assert builders == []
+    assert [event["log_level"] for event in logs] == [LogLevel.critical] * 2
+    harness.reactor.advance(0)
+    for client in harness.clients:
+        client.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+    assert harness.reading
+
+
+# Its own death.
+
+
+def shutDown(listening: socket.socket) -> None:
+    listening.shutdown(socket.SHUT_RDWR)
+
+
+def closed(listening: socket.socket) -> None:
+    os.close(listening.fileno())
+
+
+def replaced(listening: socket.socket) -> None:
+    with open(os.devnull) as file:
+        os.dup2(file.fileno(), listening.fileno())
+
+
+def usurped(listening: socket.socket) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        os.dup2(other.fileno(), listening.fileno())
+
+
+@pytest.mark.parametrize("breaks", [shutDown, closed, replaced, usurped])
+def test_noticesItsDeath(harness: Harness, breaks: Callable[[socket.socket], None]) -> None:
+    """
+    However its socket breaks, the listener notices, once; stopped then, it leaves alone what has
+    its file descriptor now.
+    """
+    assert harness.listener.isListening()
+    harness.reactor.advance(CHECK_INTERVAL)
+    assert harness.died == []
+    listening = cast(socket.socket, harness.listener._socket)
+    descriptor = listening.fileno()
+    breaks(listening)
+    assert not harness.listener.isListening()
+    harness.reactor.advance(CHECK_INTERVAL)
+    assert len(harness.died) == 1
+    assert not harness.reading
+    harness.reactor.advance(CHECK_INTERVAL)
+    assert len(harness.died) == 1
+    harness.listener.stopService()
+    if breaks in (replaced, usurped):
+        os.close(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    # The address is free.
+    harness.address.listen().close()
+
+
+def test_selectorDies(harness: Harness) -> None:
+    """
+    A reactor that can't watch the listener any more is its death, too.
+    """
+    harness.listener.connectionLost(Failure(ZeroDivisionError("lost")))
+    assert [str(reason) for reason in harness.died] == ["lost"]
+
+
+# The end.
+
+
+def test_stopAcceptsWhoIsWaiting() -> None:
+    """
+    Who was connected before the stop is served, even beyond the limit.
+    """
+    harness = Harness(Limits(connections=1))
+    harness.listener.startService()
+    for _ in range(3):
+        harness.connect()
+    harness.listener.stopService()
+    assert len(harness.connections) == 3
+    with pytest.raises(ConnectionRefusedError):
+        harness.connect()
+    assert harness.reactor.getDelayedCalls() == []
+    harness.close()
+
+
+def test_stopDuringAPause(harness: Harness) -> None:
+    """
+    A listener that is stopped while it pauses leaves nothing behind.
+    """
+    harness.connect()
+    harness.outcomes[:] = [errno.ENFILE]
+    harness.listener.doRead()
+    harness.listener.stopService()
+    assert harness.reactor.getDelayedCalls() == []
+    assert not harness.reading
+
+
+# On the real reactor.
 
 
 class Accepted(ServerFactory):
@@ -36,132 +541,12 @@ class Accepted(ServerFactory):
         self.next: Deferred[Server] = Deferred()
 
     def buildProtocol(self, addr: object) -> Protocol:
+        """
+        Build it.
+        """
         protocol = Protocol()
         protocol.connectionMade = lambda: self.next.callback(protocol.transport)  # type: ignore
         return protocol
-
-
-def announced(logs: Sequence[LogEvent]) -> int:
-    """
-    The port that a listener has logged.
-    """
-    (event,) = (event for event in logs if "port" in event)
-    assert event["log_format"].format(**event) == f"Accepting connections on port {event['port']}"
-    port = event["port"]
-    assert isinstance(port, int)
-    return port
-
-
-@needsIPv6
-def test_bindDualStack() -> None:
-    """
-    Without an interface one socket takes IPv4 and IPv6.
-    """
-    with bind(0) as listening:
-        assert listening.family == socket.AF_INET6
-        port = listening.getsockname()[1]
-        for host in "127.0.0.1", "::1":
-            socket.create_connection((host, port)).close()
-
-
-@pytest.mark.parametrize(
-    ("interface", "other"),
-    [
-        pytest.param("127.0.0.1", "::1", marks=needsIPv6),
-        pytest.param("::1", "127.0.0.1", marks=needsIPv6),
-    ],
-)
-def test_bindInterface(interface: str, other: str) -> None:
-    """
-    With an interface nothing else is taken.
-    """
-    with bind(0, interface) as listening:
-        port = listening.getsockname()[1]
-        socket.create_connection((interface, port)).close()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((other, port))
-
-
-@needsIPv6
-def test_bindAnyIPv6() -> None:
-    """
-    C{::} is all of IPv6, and no IPv4.
-    """
-    with bind(0, "::") as listening:
-        port = listening.getsockname()[1]
-        socket.create_connection(("::1", port)).close()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port))
-
-
-@pytest.mark.parametrize("interface", ["", "127.0.0.1", pytest.param("::1", marks=needsIPv6)])
-def test_bindInUse(interface: str) -> None:
-    """
-    An address in use is told in one line, with where and why, and leaves no socket open.
-    """
-    with bind(0, interface) as listening:
-        port = listening.getsockname()[1]
-        with pytest.raises(CannotListen) as caught:
-            bind(port, interface)
-    where = f"{interface} port {port}" if interface else f"port {port}"
-    assert str(caught.value) == f"Cannot listen on {where}: Address already in use"
-    assert caught.value.socketError.errno == errno.EADDRINUSE
-
-
-def test_bindUnknownScope() -> None:
-    """
-    An IPv6 address on a network interface that isn't there is told as well.
-    """
-    with pytest.raises(CannotListen, match=r"^Cannot listen on fe80::1%nowhere port 4040: \w+"):
-        bind(4040, "fe80::1%nowhere")
-
-
-def test_backlog() -> None:
-    """
-    Clients that come faster than they are accepted wait in the kernel, they are not dropped.
-    """
-    assert BACKLOG == 1024
-    with bind(0, "127.0.0.1") as listening:
-        clients = [socket.create_connection(listening.getsockname(), 5) for _ in range(500)]
-        for client in clients:
-            client.close()
-
-
-def test_adopted() -> None:
-    """
-    The reactor gets a socket that does not block, and the socket's real port is logged.
-    """
-    reactor = MemoryReactor()
-    factory = Accepted()
-    with capturedLogs() as logs:
-        Listener(reactor, factory, 0, "127.0.0.1").privilegedStartService()
-    assert announced(logs) > 0
-    ((_, family, adoptedFactory),) = reactor.adoptedPorts
-    assert family == socket.AF_INET
-    assert adoptedFactory is factory
-
-
-def test_listensOnce() -> None:
-    """
-    twistd calls both methods, twist only the second one.
-    """
-    both, second = MemoryReactor(), MemoryReactor()
-    listener = Listener(both, Accepted(), 0)
-    listener.privilegedStartService()
-    listener.startService()
-    assert len(both.adoptedPorts) == 1
-    listener = Listener(second, Accepted(), 0)
-    listener.startService()
-    assert len(second.adoptedPorts) == 1
-
-
-def test_stopsWithoutStart() -> None:
-    """
-    A listener that never listened can be stopped.
-    """
-    done: list[object] = []
-    Listener(MemoryReactor(), Accepted(), 0).stopService().addCallback(done.append)
-    assert done == [None]
 
 
 @pytest_twisted.async_yield_fixture
@@ -170,11 +555,12 @@ async def listening() -> AsyncIterator[tuple[Accepted, int]]:
     A listener on the real reactor, and its port.
     """
     factory = Accepted()
-    listener = Listener(reactor, factory, 0)
-    with capturedLogs() as logs:
-        listener.startService()
-    yield factory, announced(logs)
-    await listener.stopService()
+    where = Address(0)
+    connections = Connections(reactor, Limits())
+    listener = Listener(reactor, where, factory, connections, lambda reason: None)
+    listener.startService()
+    yield factory, where.port
+    listener.stopService()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needsIPv6)])
@@ -194,21 +580,6 @@ async def test_accepted(listening: tuple[Accepted, int], host: str) -> None:
     assert server.getHost() == client.transport.getPeer()
     assert isinstance(server.getPeer(), IPv6Address if ":" in host else IPv4Address)
     assert server.logPrefix() == f"Protocol,0,{host}"
+    assert repr(server) == f"<Protocol,0,{host}>"
     client.transport.abortConnection()
     server.abortConnection()
-
-
-@pytest_twisted.ensureDeferred
-async def test_stops() -> None:
-    """
-    A stopped listener refuses, and can listen again.
-    """
-    listener = Listener(reactor, Accepted(), 0)
-    for _ in range(2):
-        with capturedLogs() as logs:
-            listener.startService()
-        port = announced(logs)
-        socket.create_connection(("127.0.0.1", port)).close()
-        await listener.stopService()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port))
