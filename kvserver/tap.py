@@ -6,18 +6,19 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from ipaddress import IPv6Address, ip_address
 from typing import Any, ClassVar, NoReturn
 
 import twisted
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from kvserver import __version__
-from kvserver.connections import Connections
+from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.factory import EchoFactory
-from kvserver.listener import Listener
-from kvserver.supervisor import Supervisor
+from kvserver.listener import Address, Listener
+from kvserver.process import Signals, fail
+from kvserver.supervisor import ChildSpec, RestartIntensity, Supervisor
 
 DEFAULT_PORT = "4040"
 
@@ -41,6 +42,38 @@ class Options(UsageOptions):
             "i",
             None,
             "Listen on this IPv4 or IPv6 address only. [default: all]",
+        ],
+        [
+            "max-connections",
+            None,
+            "0",
+            "At so many connections no more are accepted: the next client waits until one leaves. "
+            "0: as many as the limit of file descriptors allows.",
+        ],
+        [
+            "max-connections-per-source",
+            None,
+            "0",
+            "One address (IPv6: one /64) with so many connections is refused more. 0: no limit.",
+        ],
+        [
+            "idle-timeout",
+            None,
+            "0",
+            "Seconds without a byte in either direction after which a connection is closed. "
+            "0: never.",
+        ],
+        [
+            "write-timeout",
+            None,
+            "60",
+            "Seconds that a client may leave its echo unread.",
+        ],
+        [
+            "drain-timeout",
+            None,
+            "15",
+            "Seconds that a stop waits for connections to come to rest.",
         ],
     ]
     longdesc = "A TCP line echo daemon: each line comes back when it is complete, byte for byte."
@@ -109,21 +142,49 @@ Examples:
             self["interface"] = ""
         else:
             self["interface"] = _interface("--interface", self["interface"])
+        most = mostConnections()
+        connections = "a number of connections that the hard limit of file descriptors allows,"
+        for option, kind, least, greatest in (
+            ("max-connections", connections, 0, most),
+            ("max-connections-per-source", connections, 0, most),
+            ("idle-timeout", "a number of seconds", 0, _SECONDS),
+            ("write-timeout", "a number of seconds", 1, _SECONDS),
+            ("drain-timeout", "a number of seconds", 0, _SECONDS),
+        ):
+            self[option] = _number(f"--{option}", self[option], kind, least, greatest)
+
+
+_SECONDS = 10**9
+"""
+More than any time-out needs: 31 years.
+"""
+
+
+def _number(option: str, value: str, kind: str, least: int, greatest: int) -> int:
+    # int() alone would take '+1', ' 1', '1_0' and the digits of other scripts.
+    if value.isascii() and value.isdigit() and len(value) <= 10:
+        number = int(value)
+        if least <= number <= greatest:
+            return number
+    raise UsageError(f"{option}: {value!r} is not {kind} from {least} to {greatest}")
 
 
 def _port(option: str, value: str) -> int:
-    # int() alone would take '+1', ' 1', '1_0' and the digits of other scripts.
-    if value.isascii() and value.isdigit() and len(value) <= 5 and int(value) <= 65535:
-        return int(value)
-    raise UsageError(f"{option}: {value!r} is no TCP port: give a number from 0 to 65535")
+    return _number(option, value, "a TCP port", 0, 65535)
 
 
 def _interface(option: str, value: str) -> str:
-    if isIPAddress(value) or isIPv6Address(value):
-        return value
-    raise UsageError(
-        f"{option}: {value!r} is no address: give an IPv4 or IPv6 address, as 127.0.0.1 or ::1"
-    )
+    try:
+        value.encode("ascii")
+        address = ip_address(value)
+    except ValueError:
+        raise UsageError(
+            f"{option}: {value!r} is not an IPv4 or IPv6 address, as 127.0.0.1 or ::1"
+        ) from None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        # IPv4, and not by a socket for IPv6 alone.
+        return str(address.ipv4_mapped)
+    return value
 
 
 def makeService(options: Options, reactor: Any = None) -> Supervisor:
@@ -136,10 +197,28 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
     """
     if reactor is None:
         from twisted.internet import reactor
-    connections = Connections()
-    supervisor = Supervisor()
+    limits = Limits(
+        connections=options["max-connections"],
+        perSource=options["max-connections-per-source"],
+        idle=options["idle-timeout"],
+        write=options["write-timeout"],
+        drain=options["drain-timeout"],
+    )
+    connections = Connections(reactor, limits)
+    factory = EchoFactory(connections)
+    address = Address(options["port"], options["interface"])
+    supervisor = Supervisor(
+        [
+            # It would be no use to restart it: the connections that it knows would be gone.
+            ChildSpec("connections", lambda died: connections, permanent=False),
+            ChildSpec(
+                f"tcp:{address.port}",
+                lambda died: Listener(reactor, address, factory, connections, died),
+            ),
+            ChildSpec("signals", lambda died: Signals(reactor, connections.abort)),
+        ],
+        RestartIntensity(reactor.seconds),
+        lambda: fail(reactor),
+    )
     supervisor.setName("kvserver")
-    connections.setServiceParent(supervisor)
-    listener = Listener(reactor, EchoFactory(connections), options["port"], options["interface"])
-    listener.setServiceParent(supervisor)
     return supervisor

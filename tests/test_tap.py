@@ -7,17 +7,29 @@ import sys
 
 import pytest
 from twisted.application.service import IServiceMaker
-from twisted.internet.testing import MemoryReactor
+from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 
 from kvserver import __version__
-from kvserver.connections import Connections
+from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.listener import Listener
+from kvserver.process import Signals
 from kvserver.tap import Options, makeService
 
 WRONG_PORTS = ["", " ", "x", "4040x", "-1", "+1", "65536", "1e3", "4_0", "0x10", "٣", "9" * 5000]
-WRONG_INTERFACES = ["", "x", "eth0", "localhost", "127.0.0", "127.0.0.256", "::g", "1.2.3.4:80"]
+WRONG_INTERFACES = [
+    "",
+    "x",
+    "eth0",
+    "localhost",
+    "127.0.0",
+    "127.0.0.256",
+    "::g",
+    "1.2.3.4:80",
+    "::1%",
+    "::1%é",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +90,39 @@ def test_wrongPort(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     with pytest.raises(UsageError) as caught:
         parse(f"--port={value}")
-    accepted = "is no TCP port: give a number from 0 to 65535"
+    accepted = "is not a TCP port from 0 to 65535"
     assert str(caught.value) == f"--port: {value!r} {accepted}"
     monkeypatch.setenv("PORT", value)
     with pytest.raises(UsageError) as caught:
         parse()
     assert str(caught.value) == f"PORT (environment): {value!r} {accepted}"
+
+
+@pytest.mark.parametrize(
+    ("option", "default", "least"),
+    [
+        ("max-connections", 0, 0),
+        ("max-connections-per-source", 0, 0),
+        ("idle-timeout", 0, 0),
+        ("write-timeout", 60, 1),
+        ("drain-timeout", 15, 0),
+    ],
+)
+def test_number(option: str, default: int, least: int) -> None:
+    """
+    Limits and time-outs are whole numbers; what is none, or too small, or more than there can be,
+    is named.
+    """
+    assert parse()[option] == default
+    assert parse(f"--{option}=7")[option] == 7
+    assert parse(f"--{option}={least}")[option] == least
+    greatest = mostConnections() if option.startswith("max") else 10**9
+    assert parse(f"--{option}={greatest}")[option] == greatest
+    for value in "", "x", "-1", "1.5", str(least - 1), str(greatest + 1), "9" * 5000:
+        with pytest.raises(UsageError) as caught:
+            parse(f"--{option}={value}")
+        assert str(caught.value).startswith(f"--{option}: {value!r} is not a number of ")
+        assert str(caught.value).endswith(f" from {least} to {greatest}")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1%lo"])
@@ -94,6 +133,13 @@ def test_interface(address: str) -> None:
     assert parse("-i", address)["interface"] == address
 
 
+def test_mappedInterface() -> None:
+    """
+    An IPv4 address is one in any notation.
+    """
+    assert parse("--interface=::ffff:127.0.0.2")["interface"] == "127.0.0.2"
+
+
 @pytest.mark.parametrize("value", WRONG_INTERFACES)
 def test_wrongInterface(value: str) -> None:
     """
@@ -102,7 +148,7 @@ def test_wrongInterface(value: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse("--interface", value)
     assert str(caught.value) == (
-        f"--interface: {value!r} is no address: give an IPv4 or IPv6 address, as 127.0.0.1 or ::1"
+        f"--interface: {value!r} is not an IPv4 or IPv6 address, as 127.0.0.1 or ::1"
     )
 
 
@@ -138,27 +184,32 @@ def test_help() -> None:
     """
     usage = str(parse())
     for text in "--port=", "--interface=", "[default: $PORT, else 4040]", "[default: all]":
-        assert text in usage
+        assert text in " ".join(usage.split())
     assert "\n  telnet 127.0.0.1 4040 " in usage
     assert max(map(len, usage.splitlines())) <= 80
 
 
 def test_tree() -> None:
     """
-    The tree is the one of the guide: a supervisor, the connections, the listener. The last can only
-    start when there is somewhere to keep what it accepts, and stops first.
+    The tree is the one of the guide: a supervisor, the connections, the listener. The connections
+    come first: the listener needs somewhere to keep what it accepts, and stops before them. The
+    options reach them.
     """
-    reactor = MemoryReactor()
-    supervisor = makeService(parse("--port=0"), reactor)
-    connections, listener = supervisor
+    options = (
+        *("--port=0", "--interface=127.0.0.1", "--max-connections=1"),
+        *("--max-connections-per-source=2", "--idle-timeout=3"),
+        *("--write-timeout=4", "--drain-timeout=5"),
+    )
+    supervisor = makeService(parse(*options), MemoryReactorClock())
+    connections, listener, signals = supervisor
     assert supervisor.name == "kvserver"
     assert isinstance(connections, Connections)
+    assert connections.limits == Limits(1, 2, 3, 4, 5)
     assert isinstance(listener, Listener)
     assert listener.name == "tcp:0"
-    assert reactor.adoptedPorts == []
-    supervisor.startService()
-    ((_, _, factory),) = reactor.adoptedPorts
-    assert factory.connections is connections
+    assert listener.address.port == 0
+    assert listener.address.interface == "127.0.0.1"
+    assert isinstance(signals, Signals)
 
 
 def test_plugin() -> None:
