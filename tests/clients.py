@@ -2,13 +2,17 @@
 What talks to the daemon: plain sockets, and the programs that people use.
 """
 
+import contextlib
 import hashlib
 import os
+import resource
 import shutil
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -16,7 +20,7 @@ from tests.daemon import PATIENCE
 
 REQUIRED = "KVSERVER_REQUIRE_PROGRAMS"
 """
-The environment variable that turns a missing program from a skipped test into a failed one.
+The environment variable that turns a test that is skipped for want of something into a failed one.
 """
 
 LINES = b"".join(b"%d\n" % number for number in range(1, 200_001))
@@ -37,6 +41,15 @@ def _hasIPv6() -> bool:
 needsIPv6 = pytest.mark.skipif(not _hasIPv6(), reason="this host has no IPv6 on loopback")
 
 
+def skip(reason: str) -> NoReturn:
+    """
+    Skip the test, or fail it where everything that tests need is required.
+    """
+    if os.environ.get(REQUIRED):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 def program(*names: str) -> str:
     """
     Find a program that a test needs.
@@ -49,10 +62,7 @@ def program(*names: str) -> str:
         path = shutil.which(name)
         if path:
             return path
-    missing = f"needs the program {names[0]}, which is not installed"
-    if os.environ.get(REQUIRED):
-        pytest.fail(missing)
-    pytest.skip(missing)
+    skip(f"needs the program {names[0]}, which is not installed")
 
 
 def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
@@ -158,3 +168,38 @@ class Sender(threading.Thread):
             self._client.sendall(chunk)
             self.sent += len(chunk)
         self._client.shutdown(socket.SHUT_WR)
+
+
+def stick(client: socket.socket) -> None:
+    """
+    Send until nothing more is taken, and read nothing.
+    """
+    client.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client.send(LINES)
+    client.settimeout(PATIENCE)
+
+
+def reset(client: socket.socket) -> None:
+    """
+    Close so that the other side sees a reset, and what it has not read is dropped: linger for 0
+    seconds.
+    """
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+@contextlib.contextmanager
+def manyDescriptors(count: int) -> Iterator[None]:
+    """
+    Let this process, and what it starts, have so many file descriptors; else the test is skipped.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count:
+        skip(f"needs {count} file descriptors, and may have {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

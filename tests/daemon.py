@@ -6,12 +6,15 @@ costs.
 import os
 import re
 import signal
+import socket
 import subprocess
 import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+
+from typing_extensions import Self
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 TWISTD = str(SCRIPTS / "twistd")
@@ -47,6 +50,8 @@ class Daemon:
     @ivar port: The port that it says it listens on.
 
     @ivar log: The file that it logs to.
+
+    @ivar idleDescriptors: How many file descriptors it holds when nobody is connected.
     """
 
     def __init__(
@@ -78,11 +83,16 @@ class Daemon:
         self.pid = self.process.pid
         try:
             self.port = self._listening()
+            with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as client:
+                client.sendall(b"hello\n")
+                assert client.recv(6) == b"hello\n"
+                self.idleDescriptors = self.descriptors() - 1
+            waitFor(lambda: self.descriptors() == self.idleDescriptors, "nobody is connected")
         except BaseException:
             self.stop(signal.SIGKILL)
             raise
 
-    def __enter__(self) -> "Daemon":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -145,3 +155,15 @@ class Daemon:
         How many file descriptors it holds.
         """
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def logs(self, text: str) -> int:
+        """
+        How many lines of its log have this in them.
+        """
+        return sum(text in line for line in self.log.read_text().splitlines())
+
+    def waitForLog(self, text: str, times: int = 1) -> None:
+        """
+        Wait until this has been logged so many times.
+        """
+        waitFor(lambda: self.logs(text) >= times, f"{text!r} in the log")

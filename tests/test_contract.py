@@ -3,9 +3,7 @@ The echo contract, rule by rule, kept by the real daemon over real sockets.
 """
 
 import contextlib
-import resource
 import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +16,13 @@ from tests.clients import (
     connect,
     digest,
     exchange,
+    manyDescriptors,
     needsIPv6,
     receive,
     received,
+    reset,
     silent,
+    stick,
 )
 from tests.daemon import Daemon, waitFor
 
@@ -52,6 +53,18 @@ def test_everyByteEverywhere(client: socket.socket) -> None:
         for ending in (b"\n", b"\r\n")
     )
     assert exchange(client, [sent]) == sent
+
+
+def test_urgentData(client: socket.socket) -> None:
+    """
+    A byte that is sent as urgent (telnet's Synch) comes back in its place.
+    """
+    for number in range(100):
+        client.send(b"abc")
+        client.send(b"\xff", socket.MSG_OOB)
+        client.send(b"%d\n" % number)
+        line = b"abc\xff%d\n" % number
+        assert receive(client, len(line)) == line
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needsIPv6)])
@@ -168,15 +181,11 @@ def test_resetDisturbsNobody(daemon: Daemon) -> None:
     Clients that are reset, idle or stuck leave the others what they had.
     """
     with connect(daemon.port) as steady, connect(daemon.port) as stuck:
-        stuck.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                stuck.send(LINES)
+        stick(stuck)
         for _ in range(50):
             with connect(daemon.port) as victim:
                 victim.sendall(b"hello\nis it")
-                # Linger for 0 seconds: close() sends RST, and drops what was not sent.
-                victim.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset(victim)
             assert ask(steady, b"hello\n") == b"hello\n"
 
 
@@ -187,32 +196,19 @@ def test_oneAfterTheOther(daemon: Daemon) -> None:
     """
     5,000 connections, one after the other: each is answered, and none stays behind.
     """
-    before = daemon.descriptors()
     for number in range(5_000):
         line = b"%d\n" % number
         with connect(daemon.port) as client:
             assert exchange(client, [line]) == line
-    waitFor(lambda: daemon.descriptors() == before, "all connections are closed")
+    waitFor(lambda: daemon.descriptors() == daemon.idleDescriptors, "all connections are closed")
 
 
 def test_manyAtOnce(tmp_path: Path) -> None:
     """
     5,000 connections at once: each is answered, twice, in any order.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < 6_000:
-        pytest.skip(f"needs 6,000 file descriptors, and may have {hard}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    clients: list[socket.socket] = []
-    try:
-        # Its own daemon, which inherits the limit.
-        with Daemon(tmp_path) as daemon:
-            for number in range(5_000):
-                clients.append(connect(daemon.port))
-                assert ask(clients[-1], b"%d\n" % number) == b"%d\n" % number
-            for number in reversed(range(5_000)):
-                assert ask(clients[number], b"%d\n" % number) == b"%d\n" % number
-    finally:
-        for client in clients:
-            client.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with manyDescriptors(6_000), Daemon(tmp_path) as daemon, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(5_000)]
+        for order in clients, reversed(clients):
+            for number, client in enumerate(order):
+                assert ask(client, b"%d\n" % number) == b"%d\n" % number

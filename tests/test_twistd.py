@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ask, connect, program
+from tests.clients import ask, connect, program, skip
 from tests.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment, waitFor
 
 
@@ -138,7 +138,7 @@ class TestCannotStart:
         C{--port} and C{PORT}.
         """
         command = (TWISTD, "-n", "kvserver")
-        accepted = f"{value!r} is no TCP port: give a number from 0 to 65535\n"
+        accepted = f"{value!r} is not a TCP port from 0 to 65535\n"
         printed = self.fails(tmp_path, *command, f"--port={value}")
         assert printed == f"kvserver: --port: {accepted}"
         printed = self.fails(tmp_path, *command, env=environment(PORT=value))
@@ -151,9 +151,21 @@ class TestCannotStart:
         """
         printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", f"--interface={value}")
         assert printed == (
-            f"kvserver: --interface: {value!r} is no address: "
-            "give an IPv4 or IPv6 address, as 127.0.0.1 or ::1\n"
+            f"kvserver: --interface: {value!r} is not an IPv4 or IPv6 address, "
+            "as 127.0.0.1 or ::1\n"
         )
+
+    @pytest.mark.parametrize(
+        "option", ["max-connections=x", "idle-timeout=-1", "write-timeout=0", "drain-timeout=1.5"]
+    )
+    def test_number(self, tmp_path: Path, option: str) -> None:
+        """
+        Limits and time-outs.
+        """
+        name, _, value = option.partition("=")
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", f"--{option}")
+        assert printed.startswith(f"kvserver: --{name}: {value!r} is not a number of ")
+        assert printed.count("\n") == 1
 
     def test_strayArgument(self, tmp_path: Path) -> None:
         """
@@ -188,7 +200,7 @@ class TestCannotStart:
         """
         unprivileged = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
         if unprivileged <= 1:
-            pytest.skip("on this host no port is privileged")
+            skip("on this host no port is privileged")
         command = [TWISTD, "-n", "kvserver", "--port=1"]
         if os.getuid() == 0:
             command = [program("setpriv"), "--bounding-set=-net_bind_service", *command]
