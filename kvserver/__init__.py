@@ -4,17 +4,19 @@ A TCP line echo daemon, as a Twisted plugin: C{twistd -n kvserver --port 4040}.
 The rooms, from the command line down to the wire; each imports only from those below it::
 
     tap           the command line, and the assembly of the service tree
-    supervisor    starts the children in order, stops them one by one in reverse
-    listener      one listening socket
+    supervisor    starts the children in order, restarts the one that dies, stops them in reverse
+    process       how the process ends, and what does not end it
+    listener      one listening socket, that notices its own death
     factory       a protocol for each connection
-    connections   who is connected
+    connections   who is connected, who may connect, how they leave
     protocol      the echo contract
 
 The service tree::
 
-    Supervisor "kvserver"
-    |-- Connections         every live connection
-    `-- Listener tcp:4040   the listening socket
+    Supervisor "kvserver"   one_for_one; more than 3 restarts in 5 s end the process with status 1
+    |-- Connections         every live connection; temporary: one that fails is never restarted
+    |-- Listener tcp:4040   permanent: it is restarted when its socket dies
+    `-- Signals             HUP, and a second TERM or INT
 """
 
 __version__ = "0.1.0"
