@@ -17,7 +17,7 @@ from tests.sabotage import Sabotaged
 
 SOAK = int(os.environ.get("KVSERVER_SOAK_SECONDS", "10"))
 """
-For how long, in seconds, the tests that need time take it.
+For how long, in seconds, the tests that need time take it, if they can do with less.
 """
 
 
@@ -91,9 +91,9 @@ def test_fourthFaultEndsTheProcess(daemon: Sabotaged) -> None:
 
 def test_faultsFarBetween(daemon: Sabotaged) -> None:
     """
-    A fault every 3 seconds never ends it.
+    A fault every 3 seconds, for 30 seconds if there is time, does not end it.
     """
-    for number in range(max(2, SOAK // 3)):
+    for number in range(min(10, SOAK // 3)):
         daemon.sabotage(["shutdown", "close", "replace"][number % 3])
         begin = time.monotonic()
         assert answers(daemon.port) < 1
@@ -169,12 +169,12 @@ def test_exceptionsInProtocols(daemon: Sabotaged) -> None:
 
 def test_stampede(daemon: Sabotaged) -> None:
     """
-    100 clients echo while one is reset every 100 ms. Afterwards a new one is answered, and the
-    daemon holds no more than before.
+    100 clients echo while one is reset every 100 ms, for 10 seconds. Afterwards a new one is
+    answered, and the daemon holds no more than before.
     """
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(daemon.port)) for _ in range(100)]
-        deadline = time.monotonic() + SOAK
+        deadline = time.monotonic() + 10
         victims = 0
         while time.monotonic() < deadline:
             reset(clients[victims % 100])
