@@ -309,7 +309,8 @@ class Connections(Service):
         """
         Wait no longer: reset what is still connected.
         """
-        self._log.warn("{count} connections did not come to rest: aborted", count=len(self))
+        if self._live:
+            self._log.warn("{count} connections did not come to rest: aborted", count=len(self))
         for protocol in self:
             protocol.transport.abortConnection()
 

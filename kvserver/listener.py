@@ -7,7 +7,7 @@ import os
 import selectors
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -255,9 +255,16 @@ class Listener(Service):
             # What has that number now is not ours to close.
             listening.detach()
             return
-        with listening, suppress(OSError):
-            for _ in range(BACKLOG):
-                self._connect(*listening.accept())
+        with listening:
+            # The kernel lets one more wait than it was told.
+            for _ in range(BACKLOG + 1):
+                try:
+                    accepted, name = listening.accept()
+                except OSError as error:
+                    if error.errno in _OF_ONE_CONNECTION:
+                        continue
+                    break
+                self._connect(accepted, name)
 
     def isListening(self) -> bool:
         """

@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from twisted.application.service import Service
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
 
@@ -72,4 +74,6 @@ def fail(reactor: Any) -> None:
         os._exit(1)
 
     atexit.register(end)
-    reactor.stop()
+    # A signal may have stopped it already.
+    with suppress(ReactorNotRunning):
+        reactor.stop()
