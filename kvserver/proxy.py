@@ -1,0 +1,255 @@
+"""
+The PROXY protocol: who the client is, said by the balancer in front of us before the first byte.
+
+Written here rather than taken from a library: that it may be cut at any byte, how long it may be,
+and that nothing in it may raise has to be done here anyway, and what remains is two short formats.
+"""
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address as IPv4
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv6Address as IPv6
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory, Protocol, ServerFactory, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from kvserver.connections import Connections
+from kvserver.transport import Transport
+
+TIMEOUT = 5.0
+"""
+How long a balancer may take for the header, in seconds.
+"""
+
+LONGEST_V1 = 107
+"""
+The longest header of version 1, in bytes: the specification's worst case.
+"""
+
+LONGEST_V2 = 4096
+"""
+The most that a header of version 2 may announce, in bytes, addresses and TLVs together.
+"""
+
+_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+_V1 = b"PROXY "
+_FAMILIES: dict[int, str] = {0x11: "!4s4sHH", 0x21: "!16s16sHH", 0x31: "!108s108s"}
+
+
+class BadHeader(Exception):
+    """
+    What came is no PROXY header. Says why.
+    """
+
+
+@dataclass(frozen=True)
+class Header:
+    """
+    A PROXY header.
+
+    @ivar length: How many bytes it has.
+
+    @ivar peer: The client, as the balancer sees it. None: the balancer speaks for itself (C{LOCAL},
+        a health check), or does not know (C{UNKNOWN}).
+
+    @ivar host: What the client is connected to.
+    """
+
+    length: int
+    peer: IAddress | None = None
+    host: IAddress | None = None
+
+
+def parse(data: bytes) -> Header | None:
+    """
+    Read a header, of version 1 or 2 ("The PROXY protocol", HAProxy's C{proxy-protocol.txt}).
+
+    @param data: What has come so far.
+
+    @return: None as long as it is not complete.
+
+    @raise BadHeader: It is none, and will be none.
+    """
+    if _SIGNATURE.startswith(data[:12]):
+        return _parseV2(data)
+    if _V1.startswith(data[:6]):
+        return _parseV1(data)
+    raise BadHeader("it begins like neither version")
+
+
+def _parseV1(data: bytes) -> Header | None:
+    end = data.find(b"\r\n", 0, LONGEST_V1)
+    if end < 0:
+        if len(data) < LONGEST_V1:
+            return None
+        raise BadHeader(f"version 1 does not end within {LONGEST_V1} bytes")
+    _, family, *rest = data[:end].split(b" ")
+    if family == b"UNKNOWN":
+        return Header(end + 2)
+    try:
+        kind, address = {b"TCP4": (IPv4Address, IPv4), b"TCP6": (IPv6Address, IPv6)}[family]
+        source, destination, sourcePort, destinationPort = (part.decode("ascii") for part in rest)
+        return Header(
+            end + 2,
+            kind("TCP", str(address(source)), _port(sourcePort)),
+            kind("TCP", str(address(destination)), _port(destinationPort)),
+        )
+    except (KeyError, ValueError):
+        raise BadHeader("version 1 names no addresses") from None
+
+
+def _port(text: str) -> int:
+    if not (text.isdigit() and len(text) <= 5 and int(text) <= 65535):
+        raise ValueError
+    return int(text)
+
+
+def _parseV2(data: bytes) -> Header | None:
+    if len(data) < 16:
+        return None
+    command, family, length = struct.unpack_from("!BBH", data, 12)
+    if command not in (0x20, 0x21):
+        raise BadHeader(f"version 2 has no command {command:#04x}")
+    if length > LONGEST_V2:
+        raise BadHeader(f"version 2 announces {length} bytes, more than {LONGEST_V2}")
+    if len(data) < 16 + length:
+        return None
+    if command == 0x20 or family == 0:
+        return Header(16 + length)
+    form = _FAMILIES.get(family)
+    if form is None or struct.calcsize(form) > length:
+        raise BadHeader(f"version 2 names no addresses of family {family:#04x}")
+    fields = struct.unpack_from(form, data, 16)
+    if family == 0x31:
+        paths = (UNIXAddress(path.rstrip(b"\0") or None) for path in fields)
+        return Header(16 + length, *paths)
+    kind = IPv4Address if family == 0x11 else IPv6Address
+    source, destination, sourcePort, destinationPort = fields
+    return Header(
+        16 + length,
+        kind("TCP", str(ip_address(source)), sourcePort),
+        kind("TCP", str(ip_address(destination)), destinationPort),
+    )
+
+
+class ProxyHeader(Protocol):
+    """
+    Reads the header, and then leaves its place to the protocol of the client.
+    """
+
+    _log = Logger()
+    transport: Transport
+    factory: "ProxyFactory"
+
+    def __init__(self, reactor: Any) -> None:
+        """
+        @param reactor: Provides C{IReactorTime}.
+        """
+        self._buffer = b""
+        self._timeout = reactor.callLater(TIMEOUT, self._refuse, f"no header within {TIMEOUT:g} s")
+
+    def connectionMade(self) -> None:
+        """
+        Wait for the header, if this peer may send one.
+        """
+        self.factory.connections.opening(self)
+        peer = self.transport.getPeer()
+        if not self.factory.trusts(peer):
+            self._refuse("its address is not in --proxy-trusted")
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Read the header, cut anywhere.
+        """
+        self._buffer += data
+        try:
+            header = parse(self._buffer)
+        except BadHeader as error:
+            self._refuse(str(error))
+            return
+        if header is None:
+            return
+        rest, self._buffer = self._buffer[header.length :], b""
+        if header.peer is not None:
+            self.transport.seenAs(header.peer, header.host)
+        protocol = self.factory.wrapped.buildProtocol(self.transport.getPeer())
+        if protocol is None:
+            self.transport.abortConnection()
+            return
+        self._timeout.cancel()
+        self.transport.protocol = protocol
+        protocol.makeConnection(self.transport)
+        self.factory.connections.opened(self)
+        if rest:
+            protocol.dataReceived(rest)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        The connection ended before the header did. If nothing had come it was a health check.
+        """
+        if self._buffer:
+            self._complain("it ended in the middle of the header")
+        if self._timeout.active():
+            self._timeout.cancel()
+        self.factory.connections.opened(self)
+
+    def _refuse(self, reason: str) -> None:
+        self._buffer = b""
+        self._complain(reason)
+        self.transport.abortConnection()
+
+    def _complain(self, reason: str) -> None:
+        self.factory.connections.warnOfSource(
+            self.transport.getPeer(), "PROXY header from {source} refused: {reason}", reason=reason
+        )
+
+
+class ProxyFactory(ServerFactory):
+    """
+    Builds what reads the header, for each connection of a balancer.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        reactor: Any,
+        wrapped: Factory,
+        connections: Connections,
+        trusted: tuple[IPv4Network | IPv6Network, ...],
+    ) -> None:
+        """
+        @param reactor: Provides C{IReactorTime}.
+
+        @param wrapped: Builds the protocol of the client.
+
+        @param connections: Counts the connections that have no client yet.
+
+        @param trusted: Who may send a header. The peers of a UNIX socket may.
+        """
+        self.reactor = reactor
+        self.wrapped = wrapped
+        self.connections = connections
+        self._trusted = trusted
+
+    def trusts(self, peer: IAddress) -> bool:
+        """
+        May this peer send a header?
+        """
+        if not isinstance(peer, IPv4Address | IPv6Address):
+            return True
+        address = ip_address(peer.host.partition("%")[0])
+        return any(address in network for network in self._trusted)
+
+    def buildProtocol(self, addr: IAddress | None) -> ProxyHeader:  # type: ignore[override]
+        """
+        Build what reads the header.
+        """
+        protocol = ProxyHeader(self.reactor)
+        protocol.factory = self
+        return protocol
