@@ -1,0 +1,261 @@
+"""
+TLS, by the real daemon: who gets in, who is told why not, and what happens to who is silent.
+"""
+
+import select
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.clients import ask, connect, manyDescriptors
+from tests.daemon import PATIENCE, TWISTD, Daemon, environment, waitFor
+from tests.test_twistd import run
+from tests.wires import Authority, TLSClient
+
+
+def options(certificate: Path, key: Path, *more: str) -> list[str]:
+    """
+    What a daemon needs for TLS; before it there is a plain listener.
+    """
+    return [
+        *("--listen", "tcp:0", "--listen", "tls:tcp:0"),
+        *(f"--tls-certificate={certificate}", f"--tls-private-key={key}", *more),
+    ]
+
+
+@pytest.fixture
+def identity(authority: Authority) -> tuple[Path, Path]:
+    """
+    The daemon's certificate and key.
+    """
+    return authority.issue("localhost")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, identity: tuple[Path, Path]) -> Iterator[Daemon]:
+    """
+    A daemon with TLS.
+    """
+    with Daemon(tmp_path, *options(*identity)) as daemon:
+        yield daemon
+
+
+def open_(daemon: Daemon, context: ssl.SSLContext) -> TLSClient:
+    """
+    Connect by TLS.
+    """
+    return TLSClient(connect(int(daemon.listening[1])), context)
+
+
+def test_log(daemon: Daemon) -> None:
+    """
+    The log says what is listened on for what.
+    """
+    assert daemon.logs(f"Accepting connections on port {daemon.listening[1]} (tls)") == 1
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_versions(daemon: Daemon, authority: Authority, version: str) -> None:
+    """
+    TLS 1.2 and 1.3 are spoken.
+    """
+    context = authority.client()
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    with open_(daemon, context) as client:
+        assert client.tls.version() == version.replace("_", ".")
+        assert ask(client, b"hello\n") == b"hello\n"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_oldVersion(daemon: Daemon, authority: Authority) -> None:
+    """
+    What is older is not; that is logged, once for each source.
+    """
+    context = authority.client()
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    for _ in range(3):
+        with pytest.raises(ssl.SSLError):
+            open_(daemon, context)
+    daemon.waitForLog("TLS handshake with 127.0.0.1 failed: unsupported protocol")
+    assert daemon.logs("TLS handshake") == 1
+
+
+def test_noTLS(daemon: Daemon) -> None:
+    """
+    Who speaks no TLS is not answered, and logged.
+    """
+    with connect(int(daemon.listening[1])) as client:
+        client.sendall(b"hello\n" * 10)
+        while client.recv(1000):
+            pass
+    daemon.waitForLog("TLS handshake with 127.0.0.1 failed: ")
+
+
+def test_mutual(tmp_path: Path, authority: Authority, identity: tuple[Path, Path]) -> None:
+    """
+    With an authority for clients only those get in that it has signed; the others are told by an
+    alert, and the log says why.
+    """
+    (tmp_path / "stranger").mkdir()
+    stranger = Authority(tmp_path / "stranger", "a stranger").issue("stranger")
+    trusted = f"--tls-client-ca={authority.certificate}"
+    with Daemon(tmp_path, *options(*identity, trusted)) as daemon:
+        with open_(daemon, authority.client(authority.issue("client"))) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+        for context, alert, logged in (
+            (authority.client(), "CERTIFICATE_REQUIRED", "peer did not return a certificate"),
+            (authority.client(stranger), "UNKNOWN_CA", "certificate verify failed"),
+        ):
+            # Once a minute for each source: this is another one.
+            raw = socket.create_connection(
+                ("127.0.0.1", int(daemon.listening[1])),
+                PATIENCE,
+                source_address=("127.0.0.9" if alert == "UNKNOWN_CA" else "127.0.0.8", 0),
+            )
+            with pytest.raises(ssl.SSLError, match=alert), TLSClient(raw, context) as client:
+                ask(client, b"hello\n")
+            daemon.waitForLog(f"failed: {logged}")
+        with connect(daemon.port) as plain:
+            assert ask(plain, b"hello\n") == b"hello\n"
+        assert daemon.logs("Traceback") == 0
+
+
+def test_unansweredClose(tmp_path: Path, authority: Authority, identity: tuple[Path, Path]) -> None:
+    """
+    A peer that never answers our close_notify is aborted.
+    """
+    with (
+        Daemon(tmp_path, *options(*identity, "--idle-timeout=1")) as daemon,
+        open_(daemon, authority.client()) as client,
+    ):
+        assert ask(client, b"hello\n") == b"hello\n"
+        assert client.recv(1) == b""
+        assert daemon.descriptors() == daemon.idleDescriptors + 1
+        waitFor(lambda: daemon.descriptors() == daemon.idleDescriptors, "it is aborted")
+
+
+def test_stalledHandshakes(daemon: Daemon, authority: Authority) -> None:
+    """
+    1,000 clients that never begin the handshake are gone after its time-out, and others are served
+    meanwhile.
+    """
+    with manyDescriptors(3_000), ExitStack() as stack:
+        poll = select.poll()
+        begun: dict[int, float] = {}
+        for _ in range(1_000):
+            begin = time.monotonic()
+            client = stack.enter_context(connect(int(daemon.listening[1])))
+            begun[client.fileno()] = begin
+            poll.register(client, select.POLLIN)
+        lived: list[float] = []
+        while begun:
+            for descriptor, _ in poll.poll(100):
+                poll.unregister(descriptor)
+                lived.append(time.monotonic() - begun.pop(descriptor))
+            with open_(daemon, authority.client()) as other:
+                assert ask(other, b"hello\n") == b"hello\n"
+        assert min(lived) >= 10
+        assert max(lived) < 13
+    assert daemon.logs("TLS handshake with 127.0.0.1 failed: not done within 10 s") == 1
+
+
+def serial(client: TLSClient) -> object:
+    """
+    What tells the certificate that the daemon has shown from others.
+    """
+    certificate = client.tls.getpeercert()
+    assert certificate
+    return certificate["serialNumber"]
+
+
+def test_reload(daemon: Daemon, authority: Authority, identity: tuple[Path, Path]) -> None:
+    """
+    HUP loads new certificates for new connections, and those that there are go on. Files that can't
+    be used leave things as they are.
+    """
+    context = authority.client()
+    stop = threading.Event()
+    failures: list[Exception] = []
+    rounds: list[int] = []
+
+    def load() -> None:
+        try:
+            with open_(daemon, context) as client:
+                while not stop.is_set():
+                    assert ask(client, b"hello\n") == b"hello\n"
+                    rounds.append(1)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    with open_(daemon, context) as old:
+        first = serial(old)
+        authority.issue("localhost")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.waitForLog("The certificates have been loaded again")
+        with open_(daemon, context) as new:
+            second = serial(new)
+        assert second != first
+        for path, broken in (identity[0], b"nonsense"), (identity[1], b""):
+            good = path.read_bytes()
+            path.write_bytes(broken)
+            before = daemon.logs("The certificates stay as they were: --tls-")
+            daemon.process.send_signal(signal.SIGHUP)
+            daemon.waitForLog("The certificates stay as they were: --tls-", before + 1)
+            with open_(daemon, context) as new:
+                assert serial(new) == second
+            path.write_bytes(good)
+        assert ask(old, b"still here\n") == b"still here\n"
+    count = len(rounds)
+    waitFor(lambda: len(rounds) > count + 100, "the load goes on")
+    stop.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert failures == []
+
+
+def test_expired(tmp_path: Path, authority: Authority) -> None:
+    """
+    A certificate that has expired is a warning.
+    """
+    certificate, key = authority.issue("expired", days=-1)
+    with Daemon(tmp_path, *options(certificate, key)) as daemon:
+        assert daemon.logs(f"--tls-certificate: {certificate} has expired") == 1
+
+
+def test_wrongFiles(tmp_path: Path, authority: Authority, identity: tuple[Path, Path]) -> None:
+    """
+    Files that can't be used are named, with the reason, before anything listens.
+    """
+    certificate, key = identity
+    _, otherKey = authority.issue("other")
+    missing = tmp_path / "missing"
+    for arguments, line in (
+        (
+            (missing, key),
+            f"--tls-certificate: '{missing}' can't be read: No such file or directory",
+        ),
+        ((tmp_path, key), f"--tls-certificate: '{tmp_path}' can't be read: Is a directory"),
+        ((key, key), f"--tls-certificate: '{key}' is no PEM file of a certificate"),
+        ((certificate, missing), f"--tls-private-key: '{missing}' can't be read: No such file"),
+        ((certificate, certificate), f"--tls-private-key: '{certificate}' is no PEM file of a key"),
+        ((certificate, otherKey), f"--tls-private-key: '{otherKey}' is not the key of the cert"),
+        (
+            (certificate, key, f"--tls-client-ca={key}"),
+            f"--tls-client-ca: '{key}' is no PEM file of a certificate",
+        ),
+    ):
+        done = run(tmp_path, TWISTD, "-n", "kvserver", *options(*arguments), env=environment())
+        assert done.returncode == 1
+        assert done.stdout.startswith(f"kvserver: {line}")
+        assert done.stdout.count("\n") == 1
