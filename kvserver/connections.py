@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from fcntl import ioctl
 from ipaddress import ip_network
 from typing import Any
+from typing import Protocol as Structure
 
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Cooperator, LoopingCall, deferLater
+from twisted.internet.tcp import Server
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
 
 from kvserver.protocol import EchoProtocol
 
@@ -35,6 +38,12 @@ a client that sends without pause is not cut in between two segments.
 DRAIN_INTERVAL = 0.1
 """
 How often a drain looks for connections at rest, in seconds.
+"""
+
+LOOKS = 8
+"""
+How often connections are looked at in the shortest time-out. It takes up to two looks longer than
+the time-out to find a connection.
 """
 
 CLOSED_AT_ONCE = 50
@@ -62,6 +71,18 @@ def sourceOf(address: IAddress) -> str | None:
         host, _, _ = address.host.partition("%")
         return str(ip_network((host, 64), strict=False))
     return None
+
+
+class Opening(Structure):
+    """
+    A protocol that has no client yet.
+    """
+
+    @property
+    def transport(self) -> Server:
+        """
+        Its transport.
+        """
 
 
 @dataclass(frozen=True)
@@ -125,14 +146,17 @@ class _Watch:
     @ivar unsent: How many bytes of the echo the peer had not acknowledged; None before it was
         asked.
 
-    @ivar since: When one of them last changed.
+    @ivar settled: Can nothing be unsent any more, until something comes in?
+
+    @ivar since: When something last came or went.
     """
 
-    __slots__ = ("received", "since", "unsent")
+    __slots__ = ("received", "settled", "since", "unsent")
 
     def __init__(self, now: float) -> None:
         self.received = 0
         self.unsent: int | None = 0
+        self.settled = True
         self.since = now
 
     def look(self, protocol: EchoProtocol, now: float) -> float:
@@ -144,14 +168,16 @@ class _Watch:
         if protocol.received != self.received:
             self.received = protocol.received
             self.unsent = None
+            self.settled = False
             self.since = now
-        elif self.unsent != 0:
-            # While bytes come in this is not reached, and when all has been sent not any more: the
-            # connections that cost a system call are those that have just fallen silent, or hang.
-            unsent = _queued(protocol, termios.TIOCOUTQ)
-            if self.unsent is not None and unsent != self.unsent:
+        elif not self.settled:
+            # Only connections that have just fallen silent, or hang, cost a system call. One look
+            # is not enough to settle it: what the transport still holds reaches the kernel by the
+            # next.
+            before, self.unsent = self.unsent, _queued(protocol, termios.TIOCOUTQ)
+            self.settled = before == self.unsent == 0
+            if before is not None and before != self.unsent:
                 self.since = now
-            self.unsent = unsent
         return now - self.since
 
 
@@ -160,7 +186,11 @@ def _queued(protocol: EchoProtocol, request: int) -> int:
     How many bytes of a connection are in the kernel: C{FIONREAD}, received and not read;
     C{TIOCOUTQ}, sent and not acknowledged (tcp(7), unix(7)).
     """
-    (count,) = struct.unpack("i", ioctl(protocol.transport.getHandle(), request, bytes(4)))
+    transport: Any = protocol.transport
+    while isinstance(transport, ProtocolWrapper):
+        # TLS: the socket is the one below.
+        transport = transport.transport
+    (count,) = struct.unpack("i", ioctl(transport.getHandle(), request, bytes(4)))
     assert isinstance(count, int)
     return count
 
@@ -173,7 +203,7 @@ class Connections(Service):
     and never restarted.
 
     Time-outs are found by looking at all connections every now and then, which costs a connection
-    nothing for each line. A quarter of the shortest time-out is often enough.
+    nothing for each line.
     """
 
     name = "connections"
@@ -189,10 +219,12 @@ class Connections(Service):
         self.limits = limits
         self._most = limits.connections or mostConnections()
         self._live: dict[EchoProtocol, _Watch] = {}
+        self._opening: set[Opening] = set()
         self._sources: dict[str | None, int] = {}
         self._mayLog = OncePerMinute(reactor.seconds)
         self._waiting: list[Callable[[], None]] = []
         self._drained: Deferred[None] | None = None
+        self._hurried = False
         # Takes turns with the traffic: 5,000 connections that time out together delay nobody.
         self._cooperator = Cooperator(scheduler=lambda turn: reactor.callLater(0, turn))
         self._looking = self._lookingCall()
@@ -234,10 +266,27 @@ class Connections(Service):
             self._sources[source] -= 1
             if not self._sources[source]:
                 del self._sources[source]
+        self._left()
+
+    def opening(self, protocol: Opening) -> None:
+        """
+        C{protocol} is connected, but to a balancer that has not said yet for whom. It counts.
+        """
+        self._opening.add(protocol)
+
+    def opened(self, protocol: Opening) -> None:
+        """
+        C{protocol} has left its place to that of the client, or is connected no more.
+        """
+        if protocol in self._opening:
+            self._opening.remove(protocol)
+            self._left()
+
+    def _left(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for accept in waiting:
-            accept()
-        if self._drained and not self._live:
+        for call in waiting:
+            call()
+        if self._drained and not (self._live or self._opening):
             drained, self._drained = self._drained, None
             drained.callback(None)
 
@@ -247,10 +296,16 @@ class Connections(Service):
 
         @param accept: If not: is called when one has ended.
         """
-        if len(self._live) < self._most:
+        if len(self._live) + len(self._opening) < self._most:
             return True
-        self._waiting.append(accept)
+        self.whenLeft(accept)
         return False
+
+    def whenLeft(self, call: Callable[[], None]) -> None:
+        """
+        Call, once, when one connection has ended.
+        """
+        self._waiting.append(call)
 
     def admits(self, address: IAddress | None) -> bool:
         """
@@ -258,13 +313,26 @@ class Connections(Service):
         """
         source = address and sourceOf(address)
         limit = self.limits.perSource
-        if not (limit and source and self._sources.get(source, 0) >= limit):
+        if not (limit and address and source and self._sources.get(source, 0) >= limit):
             return True
-        if self._mayLog(source):
-            self._log.warn(
-                "{source} has {limit} connections: more are refused", source=source, limit=limit
-            )
+        self.warnOfSource(
+            address, "{source} has {limit} connections: more are refused", limit=limit
+        )
         return False
+
+    def warnOfSource(self, address: IAddress, text: str, **fields: object) -> None:
+        """
+        Log a warning, at most once a minute for each source and text.
+
+        @param address: An address of the source.
+
+        @param text: The format of the warning, in which C{source} is the source.
+
+        @param fields: What else is in it.
+        """
+        source = sourceOf(address) or "a UNIX socket"
+        if self._mayLog(f"{source} {text}"):
+            self._log.warn(text, source=source, **fields)
 
     def startService(self) -> None:
         """
@@ -274,7 +342,7 @@ class Connections(Service):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         shortest = min(self.limits.write, self.limits.idle or self.limits.write)
-        self._looking.start(shortest / 4)
+        self._looking.start(shortest / LOOKS)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -285,7 +353,7 @@ class Connections(Service):
         """
         super().stopService()
         self._looking.stop()
-        if not self._live:
+        if not (self._live or self._opening):
             return succeed(None)
         seconds = self.limits.drain
         self._log.info(
@@ -296,7 +364,7 @@ class Connections(Service):
         self._drained = Deferred()
         looking = self._lookingCall()
         looking.start(DRAIN_INTERVAL)
-        deadline = self._reactor.callLater(seconds, self.abort)
+        deadline = self._reactor.callLater(0 if self._hurried else seconds, self._abort)
 
         def drained(_: None) -> None:
             looking.stop()
@@ -305,13 +373,18 @@ class Connections(Service):
 
         return self._drained.addCallback(drained)
 
-    def abort(self) -> None:
+    def hurry(self) -> None:
         """
-        Wait no longer: reset what is still connected.
+        Wait no longer for connections to come to rest, or not at all if the drain is still to come.
         """
-        if self._live:
-            self._log.warn("{count} connections did not come to rest: aborted", count=len(self))
-        for protocol in self:
+        self._hurried = True
+        if self._drained:
+            self._abort()
+
+    def _abort(self) -> None:
+        left = [*self._live, *self._opening]
+        self._log.warn("{count} connections did not come to rest: aborted", count=len(left))
+        for protocol in left:
             protocol.transport.abortConnection()
 
     def _lookingCall(self) -> LoopingCall:
@@ -323,13 +396,16 @@ class Connections(Service):
         closed = 0
         for protocol in self:
             try:
-                closed += self._judge(protocol)
+                closing = self._judge(protocol)
             except Exception:
                 self._log.failure("A connection could not be looked at, and is aborted")
                 protocol.transport.abortConnection()
+                closing = True
+            closed += closing
             # A close is only begun here: the work comes in the reactor's next turn, and must not
             # be too much for those who are served in the same one.
-            yield deferLater(self._reactor, 0) if closed and closed % CLOSED_AT_ONCE == 0 else None
+            enough = closing and closed % CLOSED_AT_ONCE == 0
+            yield deferLater(self._reactor, 0) if enough else None
 
     def _judge(self, protocol: EchoProtocol) -> bool:
         """

@@ -6,28 +6,22 @@ import errno
 import os
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
-from twisted.internet.protocol import ServerFactory
+from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
-from twisted.internet.tcp import Port, Server
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvserver.address import BACKLOG, Address, addressOf
 from kvserver.connections import Connections
-
-BACKLOG = 1024
-"""
-How many connections wait in the kernel to be accepted: enough for a burst. Linux takes no more than
-C{net.core.somaxconn}.
-"""
+from kvserver.transport import Transport
 
 ACCEPTS = 100
 """
@@ -73,100 +67,6 @@ accept(2): the connection that was next is gone, or a firewall forbids it. The o
 well.
 """
 
-_MAPPED = "::ffff:"
-"""
-What stands before the IPv4 address of a peer that comes in by an IPv6 socket (RFC 4291, section
-2.5.5.2).
-"""
-
-
-def address(name: tuple[Any, ...]) -> IPv4Address | IPv6Address:
-    """
-    What Twisted calls what the socket module calls C{name}; IPv4 is IPv4, also if an IPv6 socket
-    has it.
-    """
-    host, port, *more = name
-    # An address that is translated (RFC 7915) begins in the same way, and goes on without dots.
-    if host.startswith(_MAPPED) and "." in host:
-        return IPv4Address("TCP", host.removeprefix(_MAPPED), port)
-    if not more:
-        return IPv4Address("TCP", host, port)
-    if more[-1]:
-        # With the name of the network interface, without which a link-local address is nobody's.
-        host, _ = socket.getnameinfo(name, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-    return IPv6Address("TCP", host, port, *more)
-
-
-class CannotListen(CannotListenError):
-    """
-    A L{CannotListenError} that says where, and why, in words.
-    """
-
-    def __str__(self) -> str:
-        where = f"{self.interface} port {self.port}" if self.interface else f"port {self.port}"
-        return f"Cannot listen on {where}: {self.socketError.strerror}"
-
-
-class Address:
-    """
-    Where to listen.
-
-    @ivar port: The TCP port. 0 lets the kernel choose, once: the port that it chose is kept.
-
-    @ivar interface: The one IPv4 or IPv6 address to listen on. None: all of them, IPv4 and IPv6
-        with one socket; IPv4 alone where the host has no IPv6.
-    """
-
-    def __init__(self, port: int, interface: str = "") -> None:
-        self.port = port
-        self.interface = interface
-
-    def listen(self) -> socket.socket:
-        """
-        Make a socket that listens there, and does not block.
-
-        The connections that it accepts inherit C{TCP_NODELAY} (an echo is not to wait for more
-        bytes to join it), C{SO_KEEPALIVE} (a peer that has vanished is found out) and
-        C{SO_OOBINLINE} (an urgent byte, as telnet sends with its Synch, stays where it is in the
-        stream; else the kernel would take it out, and its echo were missing).
-
-        @raise CannotListenError: The address can't be had.
-        """
-        dualStack = not self.interface and socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if dualStack or ":" in self.interface else socket.AF_INET
-        try:
-            with ExitStack() as undo:
-                listening = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                listening.setblocking(False)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if family == socket.AF_INET6:
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dualStack)
-                listening.bind((self.interface, self.port))
-                listening.listen(BACKLOG)
-                undo.pop_all()
-        except OSError as error:
-            raise CannotListen(self.interface, self.port, error) from error
-        self.port = listening.getsockname()[1]
-        return listening
-
-
-class Transport(Server):
-    """
-    An accepted connection, that shows the addresses of an IPv4 peer as IPv4.
-    """
-
-    def __repr__(self) -> str:
-        return f"<{self.logPrefix()}>"
-
-    def getHost(self) -> IPv4Address | IPv6Address:
-        """
-        The server's end of this connection.
-        """
-        return address(self.socket.getsockname())
-
 
 @implementer(IReadDescriptor)
 class Listener(Service):
@@ -185,7 +85,8 @@ class Listener(Service):
         self,
         reactor: Any,
         address: Address,
-        factory: ServerFactory,
+        layers: Sequence[str],
+        factory: Factory,
         connections: Connections,
         died: Callable[[Exception], None],
     ) -> None:
@@ -193,6 +94,8 @@ class Listener(Service):
         @param reactor: Provides C{IReactorFDSet} and C{IReactorTime}.
 
         @param address: Where to listen.
+
+        @param layers: What a connection passes before its protocol, for the log.
 
         @param factory: Builds a protocol for each connection.
 
@@ -202,6 +105,7 @@ class Listener(Service):
         """
         self._reactor = reactor
         self.address = address
+        self.layers = tuple(layers)
         self._factory = factory
         self._connections = connections
         self._died = died
@@ -219,12 +123,18 @@ class Listener(Service):
 
         @raise CannotListenError: The address can't be had.
         """
-        self._socket = self.address.listen()
-        self._inode = os.fstat(self._socket.fileno()).st_ino
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._socket, selectors.EVENT_READ)
-        self._reactor.addReader(self)
-        self._log.info("Accepting connections on port {port}", port=self.address.port)
+        with ExitStack() as undo:
+            self._selector = undo.enter_context(selectors.DefaultSelector())
+            listening = undo.enter_context(self.address.listen())
+            self._inode = os.fstat(listening.fileno()).st_ino
+            self._selector.register(listening, selectors.EVENT_READ)
+            self._reactor.addReader(self)
+            self._socket = listening
+            undo.pop_all()
+        layers = f" ({', '.join(self.layers)})" if self.layers else ""
+        self._log.info(
+            "Accepting connections on {address}{layers}", address=str(self.address), layers=layers
+        )
 
     def startService(self) -> None:
         """
@@ -251,20 +161,32 @@ class Listener(Service):
         for call in self._pause, self._calm:
             if call is not None and call.active():
                 call.cancel()
+        self.address.release()
         if not self._isOurs(listening):
             # What has that number now is not ours to close.
             listening.detach()
             return
-        with listening:
-            # The kernel lets one more wait than it was told.
-            for _ in range(BACKLOG + 1):
-                try:
-                    accepted, name = listening.accept()
-                except OSError as error:
-                    if error.errno in _OF_ONE_CONNECTION:
-                        continue
-                    break
-                self._connect(accepted, name)
+        # The kernel lets one more wait than it was told.
+        self._acceptRest(listening, BACKLOG + 1)
+
+    def _acceptRest(self, listening: socket.socket, most: int) -> None:
+        """
+        Accept those who have waited at the end, and listen no more. If there are too many of them
+        for the file descriptors, some wait until others have left.
+        """
+        for number in range(most):
+            try:
+                accepted, name = listening.accept()
+            except OSError as error:
+                if error.errno in _OF_ONE_CONNECTION:
+                    continue
+                if error.errno in _EXHAUSTED and len(self._connections):
+                    rest = most - number
+                    self._connections.whenLeft(partial(self._acceptRest, listening, rest))
+                    return
+                break
+            self._connect(accepted, name)
+        listening.close()
 
     def isListening(self) -> bool:
         """
@@ -370,28 +292,22 @@ class Listener(Service):
         if self._socket is not None and not waits:
             self._reactor.addReader(self)
 
-    def _connect(self, accepted: socket.socket, name: tuple[Any, ...]) -> None:
+    def _connect(self, accepted: socket.socket, name: Any) -> None:
         """
         Serve a connection. If that fails, it fails alone.
         """
-        peer = address(name)
+        transport: Transport | None = None
         try:
+            peer = addressOf(name)
             protocol = self._factory.buildProtocol(peer)
+            if protocol is not None:
+                transport = Transport(accepted, peer, protocol, self._accepted, self._reactor)
+                self._accepted += 1
+                protocol.makeConnection(transport)
+                return
         except Exception:
-            self._log.failure("No protocol could be built for {peer}", peer=peer)
-            protocol = None
-        if protocol is None:
+            self._log.failure("The connection from {name} could not begin", name=name)
+        if transport is None:
             accepted.close()
-            return
-        client: tuple[Any, ...] = peer.host, peer.port
-        if isinstance(peer, IPv6Address):
-            client += peer.flowInfo, peer.scopeID
-        # There is no Port: that is None where Twisted itself adopts a connection, too.
-        port = cast(Port, None)
-        transport = Transport(accepted, protocol, client, port, self._accepted, self._reactor)
-        self._accepted += 1
-        try:
-            protocol.makeConnection(transport)
-        except Exception:
-            self._log.failure("The connection from {peer} could not begin", peer=peer)
+        else:
             transport.abortConnection()

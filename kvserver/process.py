@@ -1,19 +1,23 @@
 """
-How the process ends, and what does not end it.
+How the process ends, what does not end it, and by which clock it goes.
 """
 
 import atexit
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals(Service):
@@ -26,15 +30,20 @@ class Signals(Service):
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, hurry: Callable[[], None]) -> None:
+    def __init__(
+        self, reactor: Any, hurry: Callable[[], None], reloads: Sequence[Callable[[], None]]
+    ) -> None:
         """
-        @param reactor: Provides C{IReactorFromThreads}: a signal may come at any moment, also in
-            the middle of something.
+        @param reactor: Provides C{IReactorCore} and C{IReactorFromThreads}: a signal may come at
+            any moment, also in the middle of something.
 
         @param hurry: Is called on a second TERM or INT.
+
+        @param reloads: Are called on HUP.
         """
         self._reactor = reactor
         self._hurry = hurry
+        self._reloads = reloads
 
     def startService(self) -> None:
         """
@@ -42,20 +51,46 @@ class Signals(Service):
         """
         super().startService()
         signal.signal(signal.SIGHUP, self._hangUp)
+        # By then the reactor has set its own handlers.
+        self._reactor.callWhenRunning(self._takeOver)
 
     def stopService(self) -> None:
         """
         From now on TERM and INT end it at once.
         """
         super().stopService()
-        for number in signal.SIGTERM, signal.SIGINT:
-            signal.signal(number, self._again)
+        self._hurryNow()
 
-    def _hangUp(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self._log.info, "Received SIGHUP: there is nothing to reload")
+    def _takeOver(self) -> None:
+        for number in _ENDING:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                signal.signal(number, partial(self._end, handler))
+
+    def _end(
+        self,
+        handler: Callable[[int, FrameType | None], object],
+        number: int,
+        frame: FrameType | None,
+    ) -> None:
+        # The next one may come before the reactor has even begun to stop.
+        self._hurryNow()
+        handler(number, frame)
+
+    def _hurryNow(self) -> None:
+        for number in _ENDING:
+            signal.signal(number, self._again)
 
     def _again(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._hurry)
+
+    def _hangUp(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._reload)
+
+    def _reload(self) -> None:
+        self._log.info("Received SIGHUP: reloading {count} things", count=len(self._reloads))
+        for reload in self._reloads:
+            reload()
 
 
 def fail(reactor: Any) -> None:
@@ -77,3 +112,15 @@ def fail(reactor: Any) -> None:
     # A signal may have stopped it already.
     with suppress(ReactorNotRunning):
         reactor.stop()
+
+
+def keepTime(reactor: Any) -> None:
+    """
+    Let a reactor go by the monotonic clock. Twisted's goes by that of the wall: when that is set
+    forward, time-outs would come at once, and when it is set back, no timer would come for as long.
+
+    @param reactor: Provides C{IReactorTime}. If it has calls to make already it is left alone,
+        since they have been timed by the other clock.
+    """
+    if not reactor.getDelayedCalls():
+        reactor.seconds = time.monotonic

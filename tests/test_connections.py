@@ -434,16 +434,36 @@ def test_drainUntilTheLineIsComplete() -> None:
     assert not transportOf(protocol).aborting
 
 
-def test_drainInAHurry() -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_drainInAHurry(begun: bool) -> None:
     """
-    A drain can be cut short.
+    A drain can be cut short, also before it begins.
     """
     house = House()
     house.connections.startService()
     house.admit().dataReceived(b"is it")
-    done = drain(house)
-    house.passes(1)
-    house.connections.abort()
-    house.passes(0.05)
+    if begun:
+        done = drain(house)
+        house.passes(1)
+        house.connections.hurry()
+    else:
+        house.connections.hurry()
+        done = drain(house)
+    house.passes(0.1)
     assert done == [None]
     assert house.clock.getDelayedCalls() == []
+
+
+def test_whenLeft() -> None:
+    """
+    Who waits for one to leave is told once, when the first one does, be it in the drain.
+    """
+    house = House()
+    house.connections.startService()
+    told: list[str] = []
+    house.admit(), house.admit()
+    house.connections.whenLeft(lambda: told.append("left"))
+    done = drain(house)
+    house.passes(1)
+    assert told == ["left"]
+    assert done == [None]

@@ -6,9 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -25,6 +23,7 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from kvserver.address import TCP
 from kvserver.connections import Connections, Limits
 from kvserver.factory import EchoFactory
 from kvserver.listener import (
@@ -32,119 +31,9 @@ from kvserver.listener import (
     CALM,
     CHECK_INTERVAL,
     PAUSE,
-    Address,
-    CannotListen,
     Listener,
-    address,
 )
 from tests.clients import needsIPv6
-
-# Where to listen.
-
-
-@needsIPv6
-def test_dualStack() -> None:
-    """
-    Without an interface one socket takes IPv4 and IPv6.
-    """
-    where = Address(0)
-    with where.listen() as listening:
-        assert listening.family == socket.AF_INET6
-        for host in "127.0.0.1", "::1":
-            socket.create_connection((host, where.port)).close()
-
-
-@pytest.mark.parametrize(
-    ("interface", "other"),
-    [
-        pytest.param("127.0.0.1", "::1", marks=needsIPv6),
-        pytest.param("::1", "127.0.0.1", marks=needsIPv6),
-    ],
-)
-def test_interface(interface: str, other: str) -> None:
-    """
-    With an interface nothing else is taken.
-    """
-    where = Address(0, interface)
-    with where.listen():
-        socket.create_connection((interface, where.port)).close()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((other, where.port))
-
-
-@needsIPv6
-def test_anyIPv6() -> None:
-    """
-    C{::} is all of IPv6, and no IPv4.
-    """
-    where = Address(0, "::")
-    with where.listen():
-        socket.create_connection(("::1", where.port)).close()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", where.port))
-
-
-def test_samePort() -> None:
-    """
-    A port that the kernel has chosen is kept.
-    """
-    where = Address(0, "127.0.0.1")
-    where.listen().close()
-    port = where.port
-    assert port > 0
-    with where.listen() as listening:
-        assert listening.getsockname() == ("127.0.0.1", port)
-
-
-@pytest.mark.parametrize("interface", ["", "127.0.0.1", pytest.param("::1", marks=needsIPv6)])
-def test_inUse(interface: str) -> None:
-    """
-    An address in use is told in one line, with where and why.
-    """
-    where = Address(0, interface)
-    with where.listen(), pytest.raises(CannotListen) as caught:
-        where.listen()
-    text = f"{interface} port {where.port}" if interface else f"port {where.port}"
-    assert str(caught.value) == f"Cannot listen on {text}: Address already in use"
-    assert caught.value.socketError.errno == errno.EADDRINUSE
-
-
-def test_unknownScope() -> None:
-    """
-    An IPv6 address on a network interface that isn't there is told as well.
-    """
-    with pytest.raises(CannotListen, match=r"^Cannot listen on fe80::1%nowhere port 4040: \w+"):
-        Address(4040, "fe80::1%nowhere").listen()
-
-
-def test_backlog() -> None:
-    """
-    Clients that come faster than they are accepted wait in the kernel: 1024, or as many as it
-    allows.
-    """
-    allowed = int(Path("/proc/sys/net/core/somaxconn").read_text())
-    with Address(0, "127.0.0.1").listen() as listening:
-        # tcp_info of linux/tcp.h, where tcpi_sacked of a listening socket is its backlog.
-        info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-    assert struct.unpack("28xI", info) == (min(1024, allowed),)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        (("192.0.2.1", 7), IPv4Address("TCP", "192.0.2.1", 7)),
-        (("::ffff:192.0.2.1", 7, 0, 0), IPv4Address("TCP", "192.0.2.1", 7)),
-        (("2001:db8::1", 7, 0, 0), IPv6Address("TCP", "2001:db8::1", 7)),
-        (("::ffff:0:192:1", 7, 0, 0), IPv6Address("TCP", "::ffff:0:192:1", 7)),
-        (("fe80::1", 7, 0, 1), IPv6Address("TCP", "fe80::1%lo", 7, 0, 1)),
-    ],
-)
-def test_address(name: tuple[str | int, ...], expected: IPv4Address | IPv6Address) -> None:
-    """
-    An address is what a person would call it.
-    """
-    assert address(name) == expected
-
 
 # Accepting.
 
@@ -170,7 +59,7 @@ class Socket(socket.socket):
         return super().accept()
 
 
-class ScriptedAddress(Address):
+class ScriptedAddress(TCP):
     """
     An address with a socket that does what a test says.
     """
@@ -208,7 +97,7 @@ class Harness:
         self.outcomes = self.address.outcomes
         self.factory: ServerFactory = EchoFactory(self.connections)
         self.listener = Listener(
-            self.reactor, self.address, self.factory, self.connections, self.died.append
+            self.reactor, self.address, (), self.factory, self.connections, self.died.append
         )
         self.listener.setName("tcp:0")
         self.clients: list[socket.socket] = []
@@ -556,9 +445,9 @@ async def listening() -> AsyncIterator[tuple[Accepted, int]]:
     A listener on the real reactor, and its port.
     """
     factory = Accepted()
-    where = Address(0)
+    where = TCP(0)
     connections = Connections(reactor, Limits())
-    listener = Listener(reactor, where, factory, connections, lambda reason: None)
+    listener = Listener(reactor, where, (), factory, connections, lambda reason: None)
     listener.startService()
     yield factory, where.port
     listener.stopService()

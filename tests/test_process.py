@@ -5,15 +5,16 @@ Signals, and the exit status.
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
-from twisted.internet.testing import MemoryReactor
+from twisted.internet.testing import MemoryReactorClock
 
-from kvserver.process import Signals
+from kvserver.process import Signals, keepTime
 
 
-class Reactor(MemoryReactor):
+class Reactor(MemoryReactorClock):
     """
     Calls at once what a thread, or a signal, leaves it to call.
     """
@@ -25,48 +26,92 @@ class Reactor(MemoryReactor):
         f(*args)
 
 
-@pytest.fixture
-def hurries() -> list[str]:
+class Harness:
     """
-    The times that there was a hurry.
+    The service on a fake reactor.
+
+    @ivar happened: What signals have brought about.
     """
-    return []
+
+    def __init__(self) -> None:
+        self.happened: list[str] = []
+        self.reactor = Reactor()
+        reloads = [lambda: self.happened.append("one"), lambda: self.happened.append("two")]
+        self.signals = Signals(self.reactor, lambda: self.happened.append("hurry"), reloads)
+
+    def run(self) -> None:
+        """
+        The reactor sets its handlers, and runs.
+        """
+        self.signals.startService()
+        for number in signal.SIGTERM, signal.SIGINT:
+            signal.signal(number, lambda number, frame: self.happened.append("stop"))
+        for call, args, kwargs in self.reactor.whenRunningHooks:
+            call(*args, **kwargs)
+
+    def get(self, *numbers: int) -> list[str]:
+        """
+        Signals come. Return what has happened in all.
+        """
+        for number in numbers:
+            signal.raise_signal(number)
+        self.reactor.advance(0)
+        return self.happened
 
 
 @pytest.fixture
-def signals(hurries: list[str]) -> Iterator[Signals]:
+def harness() -> Iterator[Harness]:
     """
     The service, and the handlers as they were when the test is over.
     """
     numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
     handlers = [signal.getsignal(number) for number in numbers]
-    yield Signals(Reactor(), lambda: hurries.append("hurry"))
+    yield Harness()
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
 
 
-def test_hangUp(signals: Signals, hurries: list[str]) -> None:
+def test_hangUp(harness: Harness) -> None:
     """
-    HUP ends nothing, as long as the service runs and after it.
+    HUP ends nothing, as long as the service runs and after it, and reloads what there is.
     """
-    signals.startService()
-    signal.raise_signal(signal.SIGHUP)
-    signals.stopService()
-    signal.raise_signal(signal.SIGHUP)
-    assert hurries == []
+    harness.run()
+    assert harness.get(signal.SIGHUP) == ["one", "two"]
+    harness.signals.stopService()
+    assert harness.get(signal.SIGHUP) == ["one", "two"] * 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_secondSignal(signals: Signals, hurries: list[str], number: int) -> None:
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_secondSignal(harness: Harness, first: int, second: int) -> None:
     """
-    TERM and INT are the reactor's until everything stops; then they say that there is a hurry.
+    The first TERM or INT is the reactor's; the next one is in a hurry, however soon it comes.
     """
-    before = signal.getsignal(number)
-    signals.startService()
-    assert signal.getsignal(number) is before
-    signals.stopService()
-    signal.raise_signal(number)
-    assert hurries == ["hurry"]
+    harness.run()
+    assert harness.get(first, second) == ["stop", "hurry"]
+    assert harness.get(second) == ["stop", "hurry", "hurry"]
+
+
+def test_signalAfterAnotherStop(harness: Harness) -> None:
+    """
+    When something else has stopped the services a first signal is in a hurry.
+    """
+    harness.run()
+    harness.signals.stopService()
+    assert harness.get(signal.SIGTERM) == ["hurry"]
+
+
+def test_keepTime() -> None:
+    """
+    A reactor goes by the monotonic clock, if nothing has been timed by its own.
+    """
+    reactor = MemoryReactorClock()
+    keepTime(reactor)
+    assert reactor.seconds is time.monotonic
+    busy = MemoryReactorClock()
+    busy.callLater(1, list)
+    keepTime(busy)
+    assert busy.seconds() == 0
 
 
 def test_fail() -> None:
