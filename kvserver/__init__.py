@@ -5,8 +5,12 @@ The rooms, from the command line down to the wire; each imports only from those 
 
     tap           the command line, and the assembly of the service tree
     supervisor    starts the children in order, restarts the one that dies, stops them in reverse
-    process       how the process ends, and what does not end it
+    process       how the process ends, what does not end it, by which clock it goes
+    wire          what a connection comes by: layers, and where it is listened for
     listener      one listening socket, that notices its own death
+    tls, proxy    what a connection passes before its protocol
+    transport     an accepted connection
+    address       where to listen
     factory       a protocol for each connection
     connections   who is connected, who may connect, how they leave
     protocol      the echo contract
@@ -16,6 +20,7 @@ The service tree::
     Supervisor "kvserver"   one_for_one; more than 3 restarts in 5 s end the process with status 1
     |-- Connections         every live connection; temporary: one that fails is never restarted
     |-- Listener tcp:4040   permanent: it is restarted when its socket dies
+    |-- Listener ...        one for each --listen
     `-- Signals             HUP, and a second TERM or INT
 """
 

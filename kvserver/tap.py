@@ -6,19 +6,26 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from ipaddress import IPv6Address, ip_address
-from typing import Any, ClassVar, NoReturn
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import twisted
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from kvserver import __version__
+from kvserver.address import TCP, parseInterface
 from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.factory import EchoFactory
-from kvserver.listener import Address, Listener
-from kvserver.process import Signals, fail
+from kvserver.listener import Listener
+from kvserver.process import Signals, fail, keepTime
+from kvserver.proxy import ProxyFactory
 from kvserver.supervisor import ChildSpec, RestartIntensity, Supervisor
+from kvserver.wire import Wire, parseWire
+
+if TYPE_CHECKING:
+    from kvserver.tls import Certificates
 
 DEFAULT_PORT = "4040"
 
@@ -42,6 +49,24 @@ class Options(UsageOptions):
             "i",
             None,
             "Listen on this IPv4 or IPv6 address only. [default: all]",
+        ],
+        [
+            "tls-certificate",
+            None,
+            None,
+            "PEM file for tls: the certificate, and those that lead from it to the root.",
+        ],
+        [
+            "tls-private-key",
+            None,
+            None,
+            "PEM file for tls: the key of the certificate.",
+        ],
+        [
+            "tls-client-ca",
+            None,
+            None,
+            "PEM file for tls: require a client certificate that is signed by one of these.",
         ],
         [
             "max-connections",
@@ -84,8 +109,18 @@ Examples:
   PORT=4041 twistd -n kvserver              the port from the environment
   twistd --pidfile=/run/kvserver.pid --logfile=/var/log/kvserver.log kvserver
                                             as a daemon
+  twistd -n kvserver -l unix:/tmp/echo.sock -l tls:tcp:4443
+      --tls-certificate=server.pem --tls-private-key=server.key
+                                            a UNIX socket, and TLS
+  twistd -n kvserver -l proxy:tcp:4041 --proxy-trusted=192.0.2.0/24
+                                            behind a balancer
   telnet 127.0.0.1 4040                     talk to it
 """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["listen"] = []
+        self["proxy-trusted"] = []
 
     def getUsage(self, width: int | None = None) -> str:
         """
@@ -111,6 +146,25 @@ Examples:
                 raise
             raise SystemExit(f"kvserver: {error}") from error
 
+    def opt_listen(self, description: str) -> None:
+        """
+        Listen there, not on --port: a Twisted endpoint, after proxy: or tls:. May be repeated.
+        """
+        self["listen"].append(description)
+
+    opt_l = opt_listen
+
+    def opt_proxy_trusted(self, network: str) -> None:
+        """
+        An address or network that may send a PROXY header. May be repeated. [default: loopback]
+        """
+        try:
+            self["proxy-trusted"].append(ip_network(network))
+        except ValueError:
+            raise UsageError(
+                f"--proxy-trusted: {network!r} is not an address or network, as 192.0.2.0/24"
+            ) from None
+
     def opt_version(self) -> NoReturn:
         """
         Show the versions of kvserver, Twisted and Python, and exit.
@@ -134,14 +188,10 @@ Examples:
 
         @raise UsageError: A value is wrong. Says which, and what is accepted.
         """
-        if self["port"] is None:
-            self["port"] = _port("PORT (environment)", os.environ.get("PORT", DEFAULT_PORT))
-        else:
-            self["port"] = _port("--port", self["port"])
-        if self["interface"] is None:
-            self["interface"] = ""
-        else:
-            self["interface"] = _interface("--interface", self["interface"])
+        self["wires"] = self._wires()
+        tls = any("tls" in wire.layers for wire in self["wires"])
+        self["certificates"] = self._certificates() if tls else None
+        self["proxy-trusted"] = tuple(self["proxy-trusted"]) or LOOPBACK
         most = mostConnections()
         connections = "a number of connections that the hard limit of file descriptors allows,"
         for option, kind, least, greatest in (
@@ -149,10 +199,71 @@ Examples:
             ("max-connections-per-source", connections, 0, most),
             ("idle-timeout", "a number of seconds", 0, _SECONDS),
             ("write-timeout", "a number of seconds", 1, _SECONDS),
-            ("drain-timeout", "a number of seconds", 0, _SECONDS),
+            ("drain-timeout", "a number of seconds", 1, _SECONDS),
         ):
             self[option] = _number(f"--{option}", self[option], kind, least, greatest)
 
+    def _wires(self) -> list[Wire]:
+        """
+        All that is to be listened on.
+        """
+        if not self["listen"]:
+            if self["port"] is None:
+                port = _port("PORT (environment)", os.environ.get("PORT", DEFAULT_PORT))
+            else:
+                port = _port("--port", self["port"])
+            interface = self["interface"]
+            if interface is not None:
+                try:
+                    interface = parseInterface(interface)
+                except ValueError as error:
+                    raise UsageError(f"--interface: {error}") from None
+            return [Wire(f"tcp:{port}", (), TCP(port, interface or ""))]
+        for option in "port", "interface":
+            if self[option] is not None:
+                raise UsageError(f"--{option}: --listen says where to listen, give one of both")
+        from twisted.internet import reactor
+
+        wires: list[Wire] = []
+        for number, description in enumerate(self["listen"]):
+            try:
+                wire = parseWire(reactor, description)
+            except ValueError as error:
+                raise UsageError(f"--listen: {description!r}: {error}") from None
+            for other in wires:
+                if wire.address.overlaps(other.address):
+                    raise UsageError(f"--listen: {description!r}: another one has that address")
+            # As tcp:0, which may be repeated: each chooses a port for itself.
+            same = self["listen"][:number].count(description)
+            wires.append(replace(wire, name=f"{description} ({same + 1})") if same else wire)
+        return wires
+
+    def _certificates(self) -> "Certificates":
+        """
+        What tls: shows, from files that can be used.
+        """
+        try:
+            from kvserver.tls import BadCertificate, Certificates
+        except ImportError as error:
+            raise UsageError(
+                f"--listen: tls: needs more than is installed ({error}): "
+                "pip install 'kvserver[tls]'"
+            ) from None
+        for option in "tls-certificate", "tls-private-key":
+            if self[option] is None:
+                raise UsageError(f"--listen: tls: needs --{option}")
+        try:
+            return Certificates(
+                self["tls-certificate"], self["tls-private-key"], self["tls-client-ca"]
+            )
+        except BadCertificate as error:
+            raise UsageError(str(error)) from None
+
+
+LOOPBACK = ip_network("127.0.0.0/8"), ip_network("::1")
+"""
+Who may send a PROXY header if nobody else is named.
+"""
 
 _SECONDS = 10**9
 """
@@ -173,20 +284,6 @@ def _port(option: str, value: str) -> int:
     return _number(option, value, "a TCP port", 0, 65535)
 
 
-def _interface(option: str, value: str) -> str:
-    try:
-        value.encode("ascii")
-        address = ip_address(value)
-    except ValueError:
-        raise UsageError(
-            f"{option}: {value!r} is not an IPv4 or IPv6 address, as 127.0.0.1 or ::1"
-        ) from None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        # IPv4, and not by a socket for IPv6 alone.
-        return str(address.ipv4_mapped)
-    return value
-
-
 def makeService(options: Options, reactor: Any = None) -> Supervisor:
     """
     Assemble the service tree.
@@ -197,6 +294,8 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
     """
     if reactor is None:
         from twisted.internet import reactor
+
+        keepTime(reactor)
     limits = Limits(
         connections=options["max-connections"],
         perSource=options["max-connections-per-source"],
@@ -205,17 +304,38 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
         drain=options["drain-timeout"],
     )
     connections = Connections(reactor, limits)
-    factory = EchoFactory(connections)
-    address = Address(options["port"], options["interface"])
+    certificates = options["certificates"]
+
+    def factoryFor(wire: Wire) -> Any:
+        factory: Any = EchoFactory(connections)
+        for layer in reversed(wire.layers):
+            if layer == "tls":
+                from kvserver.tls import TLSFactory
+
+                factory = TLSFactory(reactor, factory, connections, certificates)
+            else:
+                trusted = options["proxy-trusted"]
+                factory = ProxyFactory(reactor, factory, connections, trusted)
+        return factory
+
+    def listenerFor(wire: Wire) -> ChildSpec:
+        factory = factoryFor(wire)
+        return ChildSpec(
+            wire.name,
+            lambda died: Listener(reactor, wire.address, wire.layers, factory, connections, died),
+        )
+
     supervisor = Supervisor(
         [
             # It would be no use to restart it: the connections that it knows would be gone.
             ChildSpec("connections", lambda died: connections, permanent=False),
+            *map(listenerFor, options["wires"]),
             ChildSpec(
-                f"tcp:{address.port}",
-                lambda died: Listener(reactor, address, factory, connections, died),
+                "signals",
+                lambda died: Signals(
+                    reactor, connections.hurry, [certificates.reload] if certificates else []
+                ),
             ),
-            ChildSpec("signals", lambda died: Signals(reactor, connections.abort)),
         ],
         RestartIntensity(reactor.seconds),
         lambda: fail(reactor),

@@ -4,6 +4,7 @@ The command line, with no sockets.
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from twisted.application.service import IServiceMaker
@@ -12,10 +13,12 @@ from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 
 from kvserver import __version__
+from kvserver.address import TCP
 from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.listener import Listener
 from kvserver.process import Signals
 from kvserver.tap import Options, makeService
+from tests.wires import Authority
 
 WRONG_PORTS = ["", " ", "x", "4040x", "-1", "+1", "65536", "1e3", "4_0", "0x10", "٣", "9" * 5000]
 WRONG_INTERFACES = [
@@ -46,13 +49,22 @@ def parse(*arguments: str) -> Options:
     return options
 
 
+def only(options: Options) -> TCP:
+    """
+    The one TCP port that is listened on.
+    """
+    (wire,) = options["wires"]
+    assert wire.layers == ()
+    assert isinstance(wire.address, TCP)
+    return wire.address
+
+
 def test_defaults() -> None:
     """
     Port 4040 of everything.
     """
-    options = parse()
-    assert options["port"] == 4040
-    assert options["interface"] == ""
+    where = only(parse())
+    assert (where.port, where.interface) == (4040, "")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +81,7 @@ def test_port(arguments: list[str], port: int) -> None:
     """
     A port from 0 to 65535; the last one counts.
     """
-    assert parse(*arguments)["port"] == port
+    assert only(parse(*arguments)).port == port
 
 
 def test_portFromEnvironment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +89,11 @@ def test_portFromEnvironment(monkeypatch: pytest.MonkeyPatch) -> None:
     C{PORT} counts when there is no C{--port}, and only then.
     """
     monkeypatch.setenv("PORT", "4041")
-    assert parse()["port"] == 4041
-    assert parse("--port=4042")["port"] == 4042
+    assert only(parse()).port == 4041
+    assert only(parse("--port=4042")).port == 4042
     monkeypatch.setenv("PORT", "wrong")
-    assert parse("--port=4042")["port"] == 4042
+    assert only(parse("--port=4042")).port == 4042
+    assert parse("--listen=tcp:4043")["wires"][0].address.port == 4043
 
 
 @pytest.mark.parametrize("value", WRONG_PORTS)
@@ -105,7 +118,7 @@ def test_wrongPort(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("max-connections-per-source", 0, 0),
         ("idle-timeout", 0, 0),
         ("write-timeout", 60, 1),
-        ("drain-timeout", 15, 0),
+        ("drain-timeout", 15, 1),
     ],
 )
 def test_number(option: str, default: int, least: int) -> None:
@@ -130,14 +143,14 @@ def test_interface(address: str) -> None:
     """
     Any address of either kind.
     """
-    assert parse("-i", address)["interface"] == address
+    assert only(parse("-i", address)).interface == address
 
 
 def test_mappedInterface() -> None:
     """
     An IPv4 address is one in any notation.
     """
-    assert parse("--interface=::ffff:127.0.0.2")["interface"] == "127.0.0.2"
+    assert only(parse("--interface=::ffff:127.0.0.2")).interface == "127.0.0.2"
 
 
 @pytest.mark.parametrize("value", WRONG_INTERFACES)
@@ -207,9 +220,81 @@ def test_tree() -> None:
     assert connections.limits == Limits(1, 2, 3, 4, 5)
     assert isinstance(listener, Listener)
     assert listener.name == "tcp:0"
-    assert listener.address.port == 0
-    assert listener.address.interface == "127.0.0.1"
+    assert isinstance(listener.address, TCP)
+    assert (listener.address.port, listener.address.interface) == (0, "127.0.0.1")
     assert isinstance(signals, Signals)
+
+
+def test_listenTree(tmp_path: Path) -> None:
+    """
+    Each C{--listen} is a listener of its own, with its layers, by its name.
+    """
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("localhost")
+    options = parse(
+        *("--listen=tcp:0", "-l", "tcp:0", "--listen=tls:tcp:0", "-lproxy:tls:unix:/x"),
+        *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
+        *("--proxy-trusted=192.0.2.0/24", "--proxy-trusted=2001:db8::1"),
+    )
+    supervisor = makeService(options, MemoryReactorClock())
+    listeners = [child for child in supervisor if isinstance(child, Listener)]
+    assert [(listener.name, listener.layers) for listener in listeners] == [
+        ("tcp:0", ()),
+        ("tcp:0 (2)", ()),
+        ("tls:tcp:0", ("tls",)),
+        ("proxy:tls:unix:/x", ("proxy", "tls")),
+    ]
+    assert list(map(str, options["proxy-trusted"])) == ["192.0.2.0/24", "2001:db8::1/128"]
+
+
+def test_listenAndPort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    It is said once where to listen; C{PORT} is there for who says nothing.
+    """
+    for option in "--port=1", "--interface=::1":
+        with pytest.raises(UsageError, match="give one of both"):
+            parse("--listen=tcp:0", option)
+    monkeypatch.setenv("PORT", "wrong")
+    parse("--listen=tcp:0")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--listen=tcp:x"], "--listen: 'tcp:x': 'x' is not a TCP port from 0 to 65535"),
+        (["--listen=tcp:1", "-ltcp:1"], "--listen: 'tcp:1': another one has that address"),
+        (
+            ["-lunix:/x", "-lproxy:unix:/x"],
+            "--listen: 'proxy:unix:/x': another one has that address",
+        ),
+        (["--listen=tls:tcp:0"], "--listen: tls: needs --tls-certificate"),
+        (
+            ["--listen=tls:tcp:0", "--tls-certificate=x"],
+            "--listen: tls: needs --tls-private-key",
+        ),
+        (
+            ["--proxy-trusted=home"],
+            "--proxy-trusted: 'home' is not an address or network, as 192.0.2.0/24",
+        ),
+    ],
+)
+def test_wrongListen(options: list[str], reason: str) -> None:
+    """
+    What is wrong is named.
+    """
+    with pytest.raises(UsageError) as caught:
+        parse(*options)
+    assert str(caught.value) == reason
+
+
+def test_withoutTLS(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without what TLS needs it is said how to install it.
+    """
+    monkeypatch.setitem(sys.modules, "OpenSSL", None)
+    monkeypatch.delitem(sys.modules, "kvserver.tls", raising=False)
+    with pytest.raises(UsageError, match=r"pip install 'kvserver\[tls\]'"):
+        parse("--listen=tls:tcp:0", "--tls-certificate=x", "--tls-private-key=x")
 
 
 def test_plugin() -> None:
