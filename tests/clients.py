@@ -12,9 +12,10 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 import pytest
+from typing_extensions import Self
 
 from tests.daemon import PATIENCE
 
@@ -65,6 +66,41 @@ def program(*names: str) -> str:
     skip(f"needs the program {names[0]}, which is not installed")
 
 
+class Stream(Protocol):
+    """
+    What the tests of the contract do with a connection: a socket can do it all.
+    """
+
+    def sendall(self, data: bytes, /) -> None:
+        """
+        Send all.
+        """
+
+    def recv(self, size: int, /) -> bytes:
+        """
+        Receive something, or nothing at the end.
+        """
+
+    def shutdown(self, how: int, /) -> None:
+        """
+        Say that there is no more to come.
+        """
+
+    def settimeout(self, seconds: float | None, /) -> None:
+        """
+        Wait no longer.
+        """
+
+    def close(self) -> None:
+        """
+        Close.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
 def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
     """
     Connect, so that each C{send} leaves at once.
@@ -74,7 +110,7 @@ def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
     return client
 
 
-def receive(client: socket.socket, size: int) -> bytes:
+def receive(client: Stream, size: int) -> bytes:
     """
     Receive C{size} bytes, or fewer if the connection ends before.
     """
@@ -87,7 +123,7 @@ def receive(client: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def ask(client: socket.socket, line: bytes) -> bytes:
+def ask(client: Stream, line: bytes) -> bytes:
     """
     Send a line, and receive as many bytes.
     """
@@ -95,14 +131,14 @@ def ask(client: socket.socket, line: bytes) -> bytes:
     return receive(client, len(line))
 
 
-def silent(client: socket.socket, seconds: float = 0.2) -> bool:
+def silent(client: Stream, seconds: float = 0.2) -> bool:
     """
     Does nothing come in this time? As a promise that nothing comes at all it is weak, but it is
     never wrong about a daemon that keeps that promise.
     """
     client.settimeout(seconds)
     try:
-        client.recv(1, socket.MSG_PEEK)
+        client.recv(1)
     except TimeoutError:
         return True
     finally:
@@ -110,7 +146,7 @@ def silent(client: socket.socket, seconds: float = 0.2) -> bool:
     return False
 
 
-def exchange(client: socket.socket, chunks: Iterable[bytes]) -> bytes:
+def exchange(client: Stream, chunks: Iterable[bytes]) -> bytes:
     """
     Send all, then FIN, while receiving until the other side closes.
     """
@@ -130,7 +166,7 @@ def digest(chunks: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def received(client: socket.socket) -> Iterable[bytes]:
+def received(client: Stream) -> Iterable[bytes]:
     """
     What comes, until the other side closes.
     """
@@ -145,7 +181,7 @@ class Sender(threading.Thread):
     @ivar sent: How many bytes the kernel has taken.
     """
 
-    def __init__(self, client: socket.socket, chunks: Iterable[bytes]) -> None:
+    def __init__(self, client: Stream, chunks: Iterable[bytes]) -> None:
         super().__init__(daemon=True)
         self.sent = 0
         self._client = client
@@ -164,10 +200,15 @@ class Sender(threading.Thread):
         """
         Send.
         """
-        for chunk in self._chunks:
-            self._client.sendall(chunk)
-            self.sent += len(chunk)
-        self._client.shutdown(socket.SHUT_WR)
+        # If the daemon, or the test, closes before all is sent, the test sees that in what comes
+        # back.
+        with contextlib.suppress(OSError):
+            for chunk in self._chunks:
+                for begin in range(0, len(chunk), 1 << 16):
+                    piece = chunk[begin : begin + (1 << 16)]
+                    self._client.sendall(piece)
+                    self.sent += len(piece)
+            self._client.shutdown(socket.SHUT_WR)
 
 
 def stick(client: socket.socket) -> None:
@@ -181,12 +222,13 @@ def stick(client: socket.socket) -> None:
     client.settimeout(PATIENCE)
 
 
-def reset(client: socket.socket) -> None:
+def reset(client: Stream) -> None:
     """
     Close so that the other side sees a reset, and what it has not read is dropped: linger for 0
     seconds.
     """
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    raw: Any = getattr(client, "raw", client)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
 
 

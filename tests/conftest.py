@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Daemon
+from tests.wires import Authority
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +18,14 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """
     with Daemon(tmp_path_factory.mktemp("daemon")) as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """
+    Who issues certificates.
+    """
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

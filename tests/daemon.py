@@ -47,7 +47,9 @@ class Daemon:
     """
     C{twistd -n kvserver --port 0}, and what more it is told.
 
-    @ivar port: The port that it says it listens on.
+    @ivar listening: The ports and paths that it says it listens on.
+
+    @ivar port: The first of them, where a plain TCP client is answered.
 
     @ivar log: The file that it logs to.
 
@@ -82,7 +84,8 @@ class Daemon:
             )
         self.pid = self.process.pid
         try:
-            self.port = self._listening()
+            self.listening = self._listening(max(1, options.count("--listen")))
+            self.port = int(self.listening[0])
             with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as client:
                 client.sendall(b"hello\n")
                 assert client.recv(6) == b"hello\n"
@@ -103,14 +106,17 @@ class Daemon:
     ) -> None:
         self.stop()
 
-    def _listening(self) -> int:
+    def _listening(self, count: int) -> list[str]:
+        said = re.compile(r"Accepting connections on (?:port )?(\S+)")
         waitFor(
-            lambda: "Accepting" in self.log.read_text() or self.process.poll() is not None,
+            lambda: (
+                len(said.findall(self.log.read_text())) >= count or self.process.poll() is not None
+            ),
             "the daemon listens",
         )
-        found = re.search(r"Accepting connections on port (\d+)", self.log.read_text())
-        assert found, self.log.read_text()
-        return int(found[1])
+        found = said.findall(self.log.read_text())
+        assert len(found) == count, self.log.read_text()
+        return found
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """

@@ -1,5 +1,5 @@
 """
-The echo contract, rule by rule, kept by the real daemon over real sockets.
+The echo contract, rule by rule, kept by the real daemon on each wire.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import pytest
 from tests.clients import (
     LINES,
     Sender,
+    Stream,
     ask,
     connect,
     digest,
@@ -22,26 +23,48 @@ from tests.clients import (
     received,
     reset,
     silent,
-    stick,
 )
 from tests.daemon import Daemon, waitFor
+from tests.wires import WIRES, Authority, Way, opened
 
 MB = 1024 * 1024
 
 
+@pytest.fixture(scope="module", params=WIRES)
+def way(
+    request: pytest.FixtureRequest,
+    authority: Authority,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Way]:
+    """
+    Each wire in turn, and one daemon for all tests that use it.
+    """
+    with opened(request.param, authority, tmp_path_factory.mktemp("way")) as way:
+        yield way
+
+
+@pytest.fixture(params=WIRES)
+def freshWay(request: pytest.FixtureRequest, authority: Authority, tmp_path: Path) -> Iterator[Way]:
+    """
+    Each wire in turn, and a daemon that has served nobody yet.
+    """
+    with opened(request.param, authority, tmp_path) as way:
+        yield way
+
+
 @pytest.fixture
-def client(daemon: Daemon) -> Iterator[socket.socket]:
+def client(way: Way) -> Iterator[Stream]:
     """
     A client that is connected.
     """
-    with connect(daemon.port) as client:
+    with way.connect() as client:
         yield client
 
 
 # 1. A line comes back when it is complete.
 
 
-def test_everyByteEverywhere(client: socket.socket) -> None:
+def test_everyByteEverywhere(client: Stream) -> None:
     """
     All 256 byte values in all positions of a line come back as they are.
     """
@@ -55,31 +78,33 @@ def test_everyByteEverywhere(client: socket.socket) -> None:
     assert exchange(client, [sent]) == sent
 
 
-def test_urgentData(client: socket.socket) -> None:
+def test_urgentData(daemon: Daemon) -> None:
     """
     A byte that is sent as urgent (telnet's Synch) comes back in its place.
     """
-    for number in range(100):
-        client.send(b"abc")
-        client.send(b"\xff", socket.MSG_OOB)
-        client.send(b"%d\n" % number)
-        line = b"abc\xff%d\n" % number
-        assert receive(client, len(line)) == line
+    with connect(daemon.port) as client:
+        for number in range(100):
+            client.send(b"abc")
+            client.send(b"\xff", socket.MSG_OOB)
+            client.send(b"%d\n" % number)
+            line = b"abc\xff%d\n" % number
+            assert receive(client, len(line)) == line
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needsIPv6)])
-def test_bothFamilies(daemon: Daemon, host: str) -> None:
+@needsIPv6
+def test_bothFamilies(daemon: Daemon) -> None:
     """
-    One port answers on IPv4 and on IPv6.
+    C{--port} answers on IPv4 and on IPv6.
     """
-    with connect(daemon.port, host) as client:
-        assert ask(client, b"hello\r\n") == b"hello\r\n"
+    for host in "127.0.0.1", "::1":
+        with connect(daemon.port, host) as client:
+            assert ask(client, b"hello\r\n") == b"hello\r\n"
 
 
 # 2. Nothing is echoed early.
 
 
-def test_nothingEarly(client: socket.socket) -> None:
+def test_nothingEarly(client: Stream) -> None:
     """
     An unfinished line gives nothing, and then the whole line.
     """
@@ -90,7 +115,7 @@ def test_nothingEarly(client: socket.socket) -> None:
     assert silent(client)
 
 
-def test_everyCut(client: socket.socket) -> None:
+def test_everyCut(client: Stream) -> None:
     """
     Lines cut at every possible place come back whole.
     """
@@ -107,12 +132,12 @@ def test_everyCut(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"hello\n", b"hello", b"hello\nis it", LINES, LINES + b"x"])
-def test_endOfInput(daemon: Daemon, text: bytes) -> None:
+def test_endOfInput(way: Way, text: bytes) -> None:
     """
     After the client's FIN everything has come back and the daemon closes, 20 times of 20.
     """
     for _ in range(20):
-        with connect(daemon.port) as client:
+        with way.connect() as client:
             assert exchange(client, [text]) == text
 
 
@@ -120,54 +145,71 @@ def test_endOfInput(daemon: Daemon, text: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [1 * MB, 50 * MB])
-def test_longLine(freshDaemon: Daemon, size: int) -> None:
+def test_longLine(freshWay: Way, size: int) -> None:
     """
     A long line comes back intact, with less than 4 MB of memory more.
     """
-    before = freshDaemon.memory()
     chunks = [bytes([65 + number % 26]) * 65_521 for number in range(size // 65_521)] + [b"\n"]
-    with connect(freshDaemon.port) as client:
+    with freshWay.connect() as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+        before = freshWay.daemon.memory()
         Sender(client, chunks)
         assert digest(received(client)) == digest(chunks)
-    assert freshDaemon.peakMemory() - before < 4 * MB
+    assert freshWay.daemon.peakMemory() - before < 4 * MB
 
 
 # 5. Memory is bounded.
 
 
-@pytest.mark.parametrize("line", [b"x" * 1023 + b"\n", b"x" * 15 + b"\n", b"\n"])
-def test_neverReads(freshDaemon: Daemon, line: bytes) -> None:
+def neverReads(way: Way, line: bytes) -> None:
     """
     A client that sends 500 MB and does not read costs less than 8 MB, and keeps nobody waiting.
     When it reads at last, every byte is there.
     """
-    before = freshDaemon.memory()
     chunk = line * (MB // len(line))
-    with connect(freshDaemon.port) as client, connect(freshDaemon.port) as other:
+    with way.connect() as client, way.connect() as other:
+        assert ask(client, b"hello\n") == ask(other, b"hello\n") == b"hello\n"
+        before = way.daemon.memory()
         sender = Sender(client, [chunk] * 500)
         waitFor(sender.isStuck, "the daemon reads no more")
         assert sender.sent < 100 * MB
         assert ask(other, b"hello\n") == b"hello\n"
-        assert freshDaemon.peakMemory() - before < 8 * MB
+        assert way.daemon.peakMemory() - before < 8 * MB
         assert digest(received(client)) == digest([chunk] * 500)
-    assert freshDaemon.peakMemory() - before < 8 * MB
+    assert way.daemon.peakMemory() - before < 8 * MB
+
+
+def test_neverReads(freshWay: Way) -> None:
+    """
+    With lines of a usual length, on each wire.
+    """
+    neverReads(freshWay, b"x" * 1023 + b"\n")
+
+
+@pytest.mark.parametrize("line", [b"x" * 15 + b"\n", b"\n"])
+def test_neverReadsShortLines(authority: Authority, tmp_path: Path, line: bytes) -> None:
+    """
+    With short ones, whatever the wire.
+    """
+    with opened("tcp4", authority, tmp_path) as way:
+        neverReads(way, line)
 
 
 # 6. Time is linear in the bytes.
 
 
-def test_bareLinesCostWhatLongOnesDo(daemon: Daemon) -> None:
+def test_bareLinesCostWhatLongOnesDo(way: Way) -> None:
     """
     64 KiB of bare LFs cost the daemon no more than 3 times what 64 KiB of long lines do.
     """
 
     def cost(line: bytes) -> int:
-        before = daemon.cpu()
-        with connect(daemon.port) as client:
+        before = way.daemon.cpu()
+        with way.connect() as client:
             chunks = [line * (65_536 // len(line))] * 512
             Sender(client, chunks)
             assert sum(map(len, received(client))) == 512 * 65_536
-        return daemon.cpu() - before
+        return way.daemon.cpu() - before
 
     long = cost(b"x" * 65_535 + b"\n")
     assert cost(b"\n") < 3 * long
@@ -176,17 +218,20 @@ def test_bareLinesCostWhatLongOnesDo(daemon: Daemon) -> None:
 # 7. A connection fails alone.
 
 
-def test_resetDisturbsNobody(daemon: Daemon) -> None:
+def test_resetDisturbsNobody(way: Way) -> None:
     """
     Clients that are reset, idle or stuck leave the others what they had.
     """
-    with connect(daemon.port) as steady, connect(daemon.port) as stuck:
-        stick(stuck)
+    with way.connect() as steady, way.connect() as stuck:
+        sender = Sender(stuck, [LINES] * 50)
         for _ in range(50):
-            with connect(daemon.port) as victim:
+            with way.connect() as victim:
                 victim.sendall(b"hello\nis it")
                 reset(victim)
             assert ask(steady, b"hello\n") == b"hello\n"
+        waitFor(sender.isStuck, "the daemon reads no more")
+        assert ask(steady, b"hello\n") == b"hello\n"
+        assert digest(received(stuck)) == digest([LINES] * 50)
 
 
 # Any number of clients.

@@ -11,8 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import LINES, ask, connect, program, receive, silent, stick
-from tests.daemon import PATIENCE, Daemon, waitFor
+from tests.clients import (
+    LINES,
+    Sender,
+    ask,
+    connect,
+    digest,
+    program,
+    receive,
+    received,
+    silent,
+    stick,
+)
+from tests.daemon import PATIENCE, TWISTD, Daemon, waitFor
+from tests.wires import WIRES, Authority, opened
 
 
 def stopped(daemon: Daemon) -> bool:
@@ -107,6 +119,31 @@ def test_busy(tmp_path: Path) -> None:
         assert daemon.logs("aborted") == 0
 
 
+@pytest.mark.parametrize("name", WIRES)
+def test_onEachWire(tmp_path: Path, authority: Authority, name: str) -> None:
+    """
+    Whatever the wire, TERM in the middle of a stream loses no line, a line begun is waited for, and
+    who is at rest is closed.
+    """
+    with opened(name, authority, tmp_path) as way, ExitStack() as stack:
+        idle, busy, streaming = (stack.enter_context(way.connect()) for _ in range(3))
+        for client in idle, busy, streaming:
+            assert ask(client, b"hello\n") == b"hello\n"
+        busy.sendall(b"is it")
+        sender = Sender(streaming, [LINES] * 10)
+        waitFor(lambda: sender.sent > 1 << 17, "the stream flows")
+        way.daemon.process.send_signal(signal.SIGTERM)
+        assert digest(received(streaming)) == digest([LINES] * 10)
+        assert idle.recv(1) == b""
+        assert silent(busy, 0.5)
+        busy.sendall(b" me\n")
+        assert receive(busy, 9) == b"is it me\n"
+        for client in idle, busy, streaming:
+            client.close()
+        assert way.daemon.process.wait(PATIENCE) == -signal.SIGTERM
+        assert way.daemon.logs("aborted") == 0
+
+
 def test_deadline(tmp_path: Path) -> None:
     """
     A client that never reads is cut at the deadline, and the log says so; a second more, and the
@@ -138,6 +175,35 @@ def test_secondSignal(tmp_path: Path) -> None:
             assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
             assert time.monotonic() - begin < 1
         assert daemon.logs("Traceback") == 0
+
+
+def test_secondSignalAtOnce(tmp_path: Path) -> None:
+    """
+    However soon the second one comes.
+    """
+    with Daemon(tmp_path, "--port=0", "--drain-timeout=60") as daemon:
+        with connect(daemon.port) as client:
+            stick(client)
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.process.send_signal(signal.SIGINT)
+            daemon.process.wait(PATIENCE / 2)
+        assert daemon.logs("Traceback") == 0
+
+
+def test_fewDescriptors(tmp_path: Path) -> None:
+    """
+    If there are too few file descriptors for all who wait when the signal comes, all are served:
+    some when others have left.
+    """
+    command = (program("prlimit"), "--nofile=64:64", TWISTD, "-n", "--pidfile=")
+    with Daemon(tmp_path, command=command) as daemon, ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(200)]
+        for number, client in enumerate(clients):
+            client.sendall(b"%d\n" % number)
+        daemon.process.send_signal(signal.SIGTERM)
+        for number, client in enumerate(clients):
+            assert receive(client, 10) == b"%d\n" % number
+        assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
 
 
 def test_hangUp(tmp_path: Path) -> None:

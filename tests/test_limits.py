@@ -9,6 +9,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.clients import (
     LINES,
     Sender,
@@ -21,6 +23,7 @@ from tests.clients import (
     stick,
 )
 from tests.daemon import Daemon, waitFor
+from tests.wires import WIRES, Authority, opened
 
 
 def test_maxConnections(tmp_path: Path) -> None:
@@ -96,8 +99,10 @@ def test_idleTimeout(tmp_path: Path) -> None:
         poll = select.poll()
         begun: dict[int, float] = {}
         for _ in range(5_000):
+            begin = time.monotonic()
             client = stack.enter_context(connect(daemon.port))
-            begun[client.fileno()] = time.monotonic()
+            assert ask(client, b"hello\n") == b"hello\n"
+            begun[client.fileno()] = begin
             poll.register(client, select.POLLIN)
         slowest = 0.0
         lived: list[float] = []
@@ -139,3 +144,26 @@ def test_writeTimeout(tmp_path: Path) -> None:
         assert came + sum(map(len, received(slow))) == 10 * len(LINES)
         assert ask(idle, b"hello\n") == b"hello\n"
         sender.join()
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_onEachWire(tmp_path: Path, authority: Authority, name: str) -> None:
+    """
+    Whatever the wire, an idle client is closed, one that leaves its echo unread is cut, and one
+    that drips stays.
+    """
+    more = ("--idle-timeout=2", "--write-timeout=2")
+    with opened(name, authority, tmp_path, *more) as way, ExitStack() as stack:
+        idle, stuck, dripping = (stack.enter_context(way.connect()) for _ in range(3))
+        for client in idle, stuck, dripping:
+            assert ask(client, b"hello\n") == b"hello\n"
+        Sender(stuck, [LINES] * 100)
+        begin = time.monotonic()
+        while way.daemon.descriptors() > way.daemon.idleDescriptors + 1:
+            assert time.monotonic() - begin < 12
+            dripping.sendall(b"x")
+            time.sleep(0.1)
+        assert time.monotonic() - begin >= 2
+        assert idle.recv(1) == b""
+        dripping.sendall(b"\n")
+        assert dripping.recv(1) == b"x"

@@ -1,16 +1,21 @@
 """
-What people type: telnet, nc, ncat, socat.
+What people type: telnet, nc, ncat, socat, openssl, curl.
 """
 
 import os
 import pty
+import signal
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.clients import LINES, program
-from tests.daemon import PATIENCE, Daemon, environment
+from tests.daemon import PATIENCE, TWISTD, Daemon, environment
+from tests.wires import Authority
 
 
 class Telnet:
@@ -121,3 +126,93 @@ def test_socat(daemon: Daemon) -> None:
     """
     address = f"TCP:127.0.0.1:{daemon.port}"
     assert run([program("socat"), "-t", str(PATIENCE), "-", address], LINES) == LINES
+
+
+@pytest.fixture(scope="module")
+def tls(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """
+    A daemon with TLS on its second port.
+    """
+    certificate, key = authority.issue("localhost")
+    with Daemon(
+        tmp_path_factory.mktemp("tls"),
+        *("--listen", "tcp:0", "--listen", "tls:tcp:0"),
+        *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
+    ) as daemon:
+        yield daemon
+
+
+def converse(command: list[str], text: bytes) -> bytes:
+    """
+    What a program prints that is told this, and kept waiting until as much has come back: some end
+    with their input, and take no notice of what is still to come.
+    """
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        writer = threading.Thread(target=process.stdin.write, args=(text,))
+        writer.start()
+        printed = process.stdout.read(len(text))
+        writer.join()
+        process.kill()
+    return printed
+
+
+def test_opensslClient(tls: Daemon, authority: Authority) -> None:
+    """
+    OpenSSL's own client.
+    """
+    command = [program("openssl"), "s_client", "-quiet", "-verify_return_error"]
+    trust = ["-CAfile", str(authority.certificate), "-verify_quiet"]
+    assert converse([*command, *trust, "-connect", f"127.0.0.1:{tls.listening[1]}"], LINES) == LINES
+
+
+def test_ncatTLS(tls: Daemon) -> None:
+    """
+    Nmap's netcat with TLS.
+    """
+    assert converse([program("ncat"), "--ssl", "127.0.0.1", tls.listening[1]], LINES) == LINES
+
+
+def test_socatTLS(tls: Daemon, authority: Authority) -> None:
+    """
+    socat with TLS, which verifies whom it speaks to, and says close_notify at its end.
+    """
+    address = f"OPENSSL:localhost:{tls.listening[1]},cafile={authority.certificate},pf=ip4"
+    assert run([program("socat"), "-t", str(PATIENCE), "-", address], LINES) == LINES
+
+
+def test_curl(daemon: Daemon) -> None:
+    """
+    The telnet of curl.
+    """
+    command = [program("curl"), "--silent", "--no-buffer", f"telnet://127.0.0.1:{daemon.port}"]
+    assert converse(command, LINES) == LINES
+
+
+def test_socatUNIX(tmp_path: Path) -> None:
+    """
+    A UNIX socket; a daemon that is killed leaves its path behind, which does not stop the next one,
+    but the path of a living one does.
+    """
+    where = tmp_path / "echo.sock"
+    options = ("--listen", "tcp:0", "--listen", f"unix:{where}")
+    command = [program("socat"), "-t", str(PATIENCE), "-", f"UNIX-CONNECT:{where}"]
+    with Daemon(tmp_path, *options) as daemon:
+        assert daemon.listening[1] == str(where)
+        assert run(command, LINES) == LINES
+        daemon.stop(signal.SIGKILL)
+    assert where.exists()
+    with Daemon(tmp_path, *options) as daemon:
+        assert run(command, LINES) == LINES
+        second = subprocess.run(
+            [TWISTD, "-n", "--pidfile=", "kvserver", "--listen", f"unix:{where}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert f"Cannot listen on {where}: Address already in use".encode() in second.stdout
+        assert run(command, LINES) == LINES
+    assert not where.exists()

@@ -14,6 +14,7 @@ import pytest
 
 from tests.clients import ask, connect, program, skip
 from tests.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment, waitFor
+from tests.wires import unix
 
 
 @pytest.fixture
@@ -104,6 +105,36 @@ def test_daemonized(tmp_path: Path) -> None:
         waitFor(lambda: not pidFile.exists(), "the pid file is gone")
 
 
+def test_endpointOfAPlugin(tmp_path: Path) -> None:
+    """
+    An endpoint that a plugin of Twisted adds is listened on as any other.
+    """
+    plugins = tmp_path / "plugged" / "twisted" / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "kvserver_test_endpoint.py").write_text(
+        "from twisted.internet.endpoints import UNIXServerEndpoint\n"
+        "from twisted.internet.interfaces import IStreamServerEndpointStringParser\n"
+        "from twisted.plugin import IPlugin\n"
+        "from zope.interface import implementer\n"
+        "@implementer(IPlugin, IStreamServerEndpointStringParser)\n"
+        "class Parser:\n"
+        "    prefix = 'plugged'\n"
+        "    def parseStreamServer(self, reactor, path):\n"
+        "        return UNIXServerEndpoint(reactor, path)\n"
+        "parser = Parser()\n"
+    )
+    path = [str(tmp_path / "plugged"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    where = tmp_path / "echo.sock"
+    with Daemon(
+        tmp_path,
+        *("--listen", "tcp:0", "--listen", f"plugged:{where}"),
+        env=environment(PYTHONPATH=os.pathsep.join(path)),
+    ) as daemon:
+        assert daemon.listening[1] == f"plugged:{where}"
+        with unix(str(where)) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+
+
 class TestCannotStart:
     """
     What is wrong is said in one line, with exit status 1, in 2 seconds more than it takes twistd to
@@ -156,7 +187,7 @@ class TestCannotStart:
         )
 
     @pytest.mark.parametrize(
-        "option", ["max-connections=x", "idle-timeout=-1", "write-timeout=0", "drain-timeout=1.5"]
+        "option", ["max-connections=x", "idle-timeout=-1", "write-timeout=0", "drain-timeout=0"]
     )
     def test_number(self, tmp_path: Path, option: str) -> None:
         """
@@ -166,6 +197,13 @@ class TestCannotStart:
         printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", f"--{option}")
         assert printed.startswith(f"kvserver: --{name}: {value!r} is not a number of ")
         assert printed.count("\n") == 1
+
+    def test_listen(self, tmp_path: Path) -> None:
+        """
+        C{--listen}.
+        """
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "--listen=tls:tcp:0")
+        assert printed == "kvserver: --listen: tls: needs --tls-certificate\n"
 
     def test_strayArgument(self, tmp_path: Path) -> None:
         """
