@@ -7,18 +7,24 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from ipaddress import IPv6Address as IPv6
 from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import ServerFactory
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
+
+_ENVIRONMENT = dict(os.environ)
+"""
+The environment of the process, with what systemd says in it of the sockets that it passes: Twisted
+takes that out as soon as its endpoints are imported.
+"""
 
 BACKLOG = 1024
 """
@@ -67,6 +73,10 @@ class CannotListen(CannotListenError):
         return f"Cannot listen on {where.strip()}: {self.socketError.strerror}"
 
 
+def _all(interface: str) -> str:
+    return "::" if ":" in interface else "0.0.0.0"
+
+
 def _prepare(listening: socket.socket) -> None:
     """
     Set what the connections inherit that a listening socket accepts: C{SO_KEEPALIVE} (a peer that
@@ -106,8 +116,12 @@ class TCP:
         return (
             isinstance(other, TCP)
             and 0 != self.port == other.port
-            and (self.interface == other.interface or not (self.interface and other.interface))
+            and any(one in ("", two, _all(two)) for one, two in self._pairs(other))
         )
+
+    def _pairs(self, other: "TCP") -> Iterator[tuple[str, str]]:
+        yield self.interface, other.interface
+        yield other.interface, self.interface
 
     def listen(self) -> socket.socket:
         """
@@ -162,7 +176,9 @@ class UNIX:
         """
         Can't both be listened on?
         """
-        return isinstance(other, UNIX) and self.path == other.path
+        return isinstance(other, UNIX) and os.path.realpath(self.path) == os.path.realpath(
+            other.path
+        )
 
     def listen(self) -> socket.socket:
         """
@@ -185,6 +201,15 @@ class UNIX:
         self._inode = os.stat(self.path).st_ino
         return listening
 
+    def isThere(self) -> bool:
+        """
+        Can we be reached there? Somebody may have removed the path.
+        """
+        try:
+            return os.stat(self.path).st_ino == self._inode
+        except OSError:
+            return False
+
     def _takeOver(self) -> None:
         if not os.path.exists(self.path) or not stat.S_ISSOCK(os.stat(self.path).st_mode):
             return
@@ -197,8 +222,8 @@ class UNIX:
         """
         It is listened on no more: remove the path, unless it is somebody else's by now.
         """
-        with suppress(OSError):
-            if os.stat(self.path).st_ino == self._inode:
+        if self.isThere():
+            with suppress(OSError):
                 os.unlink(self.path)
 
 
@@ -242,8 +267,13 @@ class Systemd:
         @raise CannotListenError: It can't be had.
         """
         try:
-            listening = socket.socket(fileno=os.dup(_FIRST_FD + self.index))
-            _prepare(listening)
+            with ExitStack() as undo:
+                descriptor = os.dup(_FIRST_FD + self.index)
+                listening = undo.enter_context(socket.socket(fileno=descriptor))
+                _prepare(listening)
+                # It listens already, unless somebody has shut it down.
+                listening.listen(BACKLOG)
+                undo.pop_all()
         except OSError as error:
             raise CannotListen(str(self), None, error) from error
         name = addressOf(listening.getsockname())
@@ -266,6 +296,8 @@ class Endpoint:
     """
 
     def __init__(self, reactor: Any, description: str) -> None:
+        from twisted.internet.endpoints import serverFromString
+
         self.description = description
         self._endpoint = serverFromString(reactor, description)
         self._port: Any = None
@@ -287,14 +319,15 @@ class Endpoint:
         @raise CannotListenError: The address can't be had, or not at once, or the port has no
             socket.
         """
+        factory = ServerFactory()
         outcome: list[Any] = []
-        self._endpoint.listen(ServerFactory()).addBoth(outcome.append)
+        maybeDeferred(self._endpoint.listen, factory).addBoth(outcome.append)
         if outcome and isinstance(outcome[0], Failure):
             error = outcome[0].value
             reason = getattr(error, "socketError", error)
             raise CannotListen(self.description, None, OSError(0, str(reason))) from error
-        if not (outcome and isinstance(outcome[0], Port)):
-            reason = "this endpoint has no listening socket"
+        if not (outcome and isinstance(outcome[0], Port) and outcome[0].factory is factory):
+            reason = "this endpoint does more than to listen on a socket"
             raise CannotListen(self.description, None, OSError(0, reason))
         # The port is kept, for what else it may hold, as the lock of a file.
         (self._port,) = outcome
@@ -326,6 +359,8 @@ def parse(reactor: Any, description: str) -> Address:
     @raise ValueError: It says nothing that can be listened on. Says why.
     """
     kind, *parts = re.split(r"(?<!\\):", description)
+    if kind in _OURS:
+        raise ValueError(f"{kind}: is {_OURS[kind]} here")
     if kind not in _KINDS:
         try:
             return Endpoint(reactor, description)
@@ -338,7 +373,10 @@ def parse(reactor: Any, description: str) -> Address:
         if not equals:
             key, value = (first, part) if number == 0 else (part, "")
         if key not in (first, *optional) or key in named:
-            raise ValueError(f"{kind}: takes {', '.join((first, *optional))}, once, and no {key!r}")
+            raise ValueError(
+                f"{kind}: takes {', '.join((first, *optional))}, once, and no {key!r} "
+                "(a colon that parts nothing needs a backslash)"
+            )
         named[key] = re.sub(r"\\(.)", r"\1", value)
     return build(named)
 
@@ -371,7 +409,7 @@ def _unix(named: Mapping[str, str]) -> UNIX:
 
 
 def _systemd(named: Mapping[str, str]) -> Systemd:
-    passed = Systemd.passed(os.environ)
+    passed = Systemd.passed(_ENVIRONMENT)
     if "name" in named:
         if named["name"] not in passed:
             raise ValueError(f"systemd passes no socket {named['name']!r}, but {passed}")
@@ -390,6 +428,12 @@ _KINDS: dict[str, tuple[str, tuple[str, ...], Callable[[Mapping[str, str]], Addr
 }
 """
 The endpoints that are ours: what comes first, what else there may be, what it makes.
+"""
+
+
+_OURS = {"ssl": "tls:tcp:", "haproxy": "proxy:"}
+"""
+Endpoints of Twisted that put more than a socket before the protocol: for that there are layers.
 """
 
 

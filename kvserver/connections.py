@@ -165,8 +165,12 @@ class _Watch:
 
         @return: For how many seconds nothing has come or gone.
         """
-        if protocol.received != self.received:
-            self.received = protocol.received
+        received = protocol.received
+        if isinstance(protocol.transport, ProtocolWrapper):
+            # TLS: what is on its way may be no line, and not even a byte, for a while.
+            received += protocol.transport.received
+        if received != self.received:
+            self.received = received
             self.unsent = None
             self.settled = False
             self.since = now

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kvserver.address import BACKLOG, Address, addressOf
+from kvserver.address import BACKLOG, UNIX, Address, addressOf
 from kvserver.connections import Connections
 from kvserver.transport import Transport
 
@@ -197,6 +197,7 @@ class Listener(Service):
             self._socket is not None
             and self._isOurs(self._socket)
             and bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            and (not isinstance(self.address, UNIX) or self.address.isThere())
         )
 
     def _isOurs(self, listening: socket.socket) -> bool:

@@ -92,15 +92,29 @@ def _parseV1(data: bytes) -> Header | None:
     if family == b"UNKNOWN":
         return Header(end + 2)
     try:
-        kind, address = {b"TCP4": (IPv4Address, IPv4), b"TCP6": (IPv6Address, IPv6)}[family]
+        version = {b"TCP4": 4, b"TCP6": 6}[family]
         source, destination, sourcePort, destinationPort = (part.decode("ascii") for part in rest)
         return Header(
             end + 2,
-            kind("TCP", str(address(source)), _port(sourcePort)),
-            kind("TCP", str(address(destination)), _port(destinationPort)),
+            _address(ip_address(source), _port(sourcePort), version),
+            _address(ip_address(destination), _port(destinationPort), version),
         )
     except (KeyError, ValueError):
         raise BadHeader("version 1 names no addresses") from None
+
+
+def _address(address: IPv4 | IPv6, port: int, version: int) -> IPv4Address | IPv6Address:
+    """
+    @raise ValueError: It is not of that version of IP, or of one network interface alone.
+    """
+    if address.version != version:
+        raise ValueError
+    if isinstance(address, IPv6):
+        if address.scope_id is not None:
+            raise ValueError
+        address = address.ipv4_mapped or address
+    kind = IPv4Address if address.version == 4 else IPv6Address
+    return kind("TCP", str(address), port)
 
 
 def _port(text: str) -> int:
@@ -128,12 +142,12 @@ def _parseV2(data: bytes) -> Header | None:
     if family == 0x31:
         paths = (UNIXAddress(path.rstrip(b"\0") or None) for path in fields)
         return Header(16 + length, *paths)
-    kind = IPv4Address if family == 0x11 else IPv6Address
+    version = 4 if family == 0x11 else 6
     source, destination, sourcePort, destinationPort = fields
     return Header(
         16 + length,
-        kind("TCP", str(ip_address(source)), sourcePort),
-        kind("TCP", str(ip_address(destination)), destinationPort),
+        _address(ip_address(source), sourcePort, version),
+        _address(ip_address(destination), destinationPort, version),
     )
 
 
@@ -183,8 +197,10 @@ class ProxyHeader(Protocol):
             return
         self._timeout.cancel()
         self.transport.protocol = protocol
-        protocol.makeConnection(self.transport)
-        self.factory.connections.opened(self)
+        try:
+            protocol.makeConnection(self.transport)
+        finally:
+            self.factory.connections.opened(self)
         if rest:
             protocol.dataReceived(rest)
 

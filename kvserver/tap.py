@@ -189,8 +189,12 @@ Examples:
         @raise UsageError: A value is wrong. Says which, and what is accepted.
         """
         self["wires"] = self._wires()
-        tls = any("tls" in wire.layers for wire in self["wires"])
-        self["certificates"] = self._certificates() if tls else None
+        layers = {layer for wire in self["wires"] for layer in wire.layers}
+        for option in "tls-certificate", "tls-private-key", "tls-client-ca", "proxy-trusted":
+            layer, _, _ = option.partition("-")
+            if self[option] and layer not in layers:
+                raise UsageError(f"--{option}: there is no --listen with {layer}: before it")
+        self["certificates"] = self._certificates() if "tls" in layers else None
         self["proxy-trusted"] = tuple(self["proxy-trusted"]) or LOOPBACK
         most = mostConnections()
         connections = "a number of connections that the hard limit of file descriptors allows,"

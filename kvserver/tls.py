@@ -92,10 +92,10 @@ class Certificates:
                 trustRoot=trust,
             ).getContext()
             context.check_privatekey()
-        except (SSL.Error, ValueError):
+        except (SSL.Error, ValueError) as error:
             raise BadCertificate(
                 f"--tls-private-key: {self._privateKey!r} is not the key of the certificate in "
-                f"{self._certificate!r}"
+                f"{self._certificate!r}, or OpenSSL does not accept them: {_reasons(error)}"
             ) from None
         assert isinstance(context, SSL.Context)
         return context
@@ -117,6 +117,15 @@ class Certificates:
         """
         assert isinstance(tlsProtocol, TLSLayer)
         return _Session(self._context, tlsProtocol)
+
+
+def _reasons(error: Exception) -> str:
+    """
+    What OpenSSL says.
+    """
+    if error.args and isinstance(error.args[0], list):
+        return ", ".join(reason for _, _, reason in error.args[0])
+    return str(error)
 
 
 def _read(option: str, path: str) -> bytes:
@@ -167,6 +176,12 @@ class _Session(SSL.Connection):
         except SSL.ZeroReturnError:
             self._layer.endOfInput()
             raise
+        except SSL.WantReadError:
+            raise
+        except SSL.Error:
+            # Twisted closes now, which a transport does not do while it has a producer.
+            self._layer.unregisterProducer()
+            raise
 
 
 @implementer(IHalfCloseableProtocol)
@@ -174,6 +189,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
     """
     The TLS of one connection. It lets the protocol above it send its last bytes when the peer has
     sent its own, by close_notify or by FIN.
+
+    @ivar received: How many bytes have come in, as they are on the wire.
     """
 
     factory: "TLSFactory"
@@ -182,6 +199,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
     _handshake: IDelayedCall | None = None
     _close: IDelayedCall | None = None
     _ended = False
+    received = 0
 
     def makeConnection(self, transport: Any) -> None:
         """
@@ -190,6 +208,13 @@ class TLSLayer(TLSMemoryBIOProtocol):
         super().makeConnection(transport)
         if self.connected:
             self._handshake = self.factory.reactor.callLater(HANDSHAKE_TIMEOUT, self._late)
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Decrypt.
+        """
+        self.received += len(data)
+        super().dataReceived(data)
 
     def handshakeDone(self) -> None:
         """
@@ -202,11 +227,10 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         The handshake has failed; the peer is told by an alert.
         """
-        reasons = [reason for _, _, reason in error.args[0]] if error.args else []
         self.factory.connections.warnOfSource(
             self.getPeer(),
             "TLS handshake with {source} failed: {reason}",
-            reason=", ".join(reasons),
+            reason=_reasons(error),
         )
 
     def _late(self) -> None:
@@ -242,7 +266,8 @@ class TLSLayer(TLSMemoryBIOProtocol):
         Say close_notify, and wait for the peer's, but not for ever.
         """
         super().loseConnection()
-        if self.connected and self._close is None:
+        # If it has said it already, we wait for our echo to be read: that has its own time-out.
+        if self.connected and self._close is None and not self._ended:
             self._close = self.factory.reactor.callLater(CLOSE_TIMEOUT, self.abortConnection)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
