@@ -11,7 +11,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import pytest
@@ -181,8 +182,14 @@ class Sender(threading.Thread):
     @ivar sent: How many bytes the kernel has taken.
     """
 
-    def __init__(self, client: Stream, chunks: Iterable[bytes]) -> None:
+    def __init__(
+        self, client: Stream, chunks: Iterable[bytes], end: Callable[[], None] | None = None
+    ) -> None:
+        """
+        @param end: What to do at the end, if it is not the client's own way to say it.
+        """
         super().__init__(daemon=True)
+        self._end = end or partial(client.shutdown, socket.SHUT_WR)
         self.sent = 0
         self._client = client
         self._chunks = chunks
@@ -208,7 +215,7 @@ class Sender(threading.Thread):
                     piece = chunk[begin : begin + (1 << 16)]
                     self._client.sendall(piece)
                     self.sent += len(piece)
-            self._client.shutdown(socket.SHUT_WR)
+            self._end()
 
 
 def stick(client: socket.socket) -> None:

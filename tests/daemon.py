@@ -62,6 +62,7 @@ class Daemon:
         *options: str,
         command: tuple[str, ...] = (TWISTD, "-n", "--pidfile="),
         env: dict[str, str] | None = None,
+        descriptors: tuple[int, ...] = (),
     ) -> None:
         """
         @param folder: Is its working directory, and takes its log.
@@ -71,6 +72,8 @@ class Daemon:
         @param command: What C{kvserver} follows.
 
         @param env: Its environment, if it is not the one of the tests.
+
+        @param descriptors: What it inherits.
         """
         self.log = folder / "daemon.log"
         with self.log.open("wb") as log:
@@ -78,6 +81,7 @@ class Daemon:
                 [*command, "kvserver", *(options or ("--port", "0"))],
                 cwd=folder,
                 env=env or environment(),
+                pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

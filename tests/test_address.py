@@ -137,8 +137,10 @@ def test_unix(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == 0o600
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
+    assert where.isThere()
     where.release()
     assert not path.exists()
+    assert not where.isThere()
 
 
 def test_unixLeftBehind(tmp_path: Path) -> None:
@@ -218,6 +220,15 @@ def test_endpoint() -> None:
             Endpoint(reactor, f"tcp:{port}").listen()
 
 
+@pytest.mark.parametrize("description", ["stdio:", "fd:0"])
+def test_endpointWithoutSocket(description: str) -> None:
+    """
+    One that does anything else does not.
+    """
+    with pytest.raises((CannotListen, ValueError)):
+        parse(reactor, description).listen()
+
+
 # Descriptions.
 
 
@@ -254,9 +265,8 @@ def test_parseSystemd(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A socket of systemd's by its number, or by its name if it has one.
     """
-    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    monkeypatch.setenv("LISTEN_FDS", "2")
-    monkeypatch.setenv("LISTEN_FDNAMES", "web:echo")
+    said = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "web:echo"}
+    monkeypatch.setattr("kvserver.address._ENVIRONMENT", said)
     for description in "systemd:domain=INET6:index=1", "systemd:INET:index=1", "systemd:name=echo":
         where = parse(reactor, description)
         assert isinstance(where, Systemd)
@@ -270,6 +280,8 @@ def test_parseSystemd(monkeypatch: pytest.MonkeyPatch) -> None:
         ("4040", "not an endpoint: "),
         ("carrier-pigeon:4040", "not an endpoint: "),
         ("tls:", "not an endpoint: "),
+        ("ssl:1:privateKey=x", "ssl: is tls:tcp: here"),
+        ("haproxy:tcp:1", "haproxy: is proxy: here"),
         ("tcp", "'' is not a TCP port from 0 to 65535"),
         ("tcp:x", "'x' is not a TCP port from 0 to 65535"),
         ("tcp:65536", "'65536' is not a TCP port from 0 to 65535"),
@@ -321,7 +333,11 @@ def test_overlaps() -> None:
     """
     assert TCP(1).overlaps(TCP(1, "127.0.0.1"))
     assert TCP(1, "::1").overlaps(TCP(1, "::1"))
+    assert TCP(1, "0.0.0.0").overlaps(TCP(1, "127.0.0.1"))
+    assert TCP(1, "::1").overlaps(TCP(1, "::"))
     assert not TCP(1, "::1").overlaps(TCP(1, "127.0.0.1"))
+    assert not TCP(1, "::").overlaps(TCP(1, "127.0.0.1"))
+    assert UNIX("a").overlaps(UNIX("./a"))
     assert not TCP(0).overlaps(TCP(0))
     assert not TCP(1).overlaps(UNIX("1"))
     assert UNIX("a").overlaps(UNIX("a"))

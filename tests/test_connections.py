@@ -309,6 +309,21 @@ def test_echoUnread() -> None:
     assert set(house.connections) == {slow}
 
 
+def test_echoUnreadThatCameLate() -> None:
+    """
+    What the transport holds back for a moment is not forgotten when it reaches the kernel.
+    """
+    house = House(Limits(write=8))
+    house.connections.startService()
+    stuck = house.admit()
+    stuck.dataReceived(b"x")
+    # One look has seen bytes come in, and one that nothing is unsent.
+    house.passes(1.5)
+    transportOf(stuck).getHandle().send(b"x")
+    house.passes(11)
+    assert transportOf(stuck).aborting
+
+
 def test_echoUnreadIsNoIdleness() -> None:
     """
     It is the write time-out that counts while an echo is unread, be it the longer one.

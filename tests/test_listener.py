@@ -329,6 +329,27 @@ def test_connectionThatCannotBegin(harness: Harness) -> None:
     assert harness.reading
 
 
+def test_connectionThatCannotBeWatched(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A connection that the reactor has no room for is lost alone, and leaves nothing open.
+    """
+
+    def full(reader: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    harness.connect()
+    with monkeypatch.context() as patched, capturedLogs() as logs:
+        patched.setattr(harness.reactor, "addReader", full)
+        harness.listener.doRead()
+    assert [event["log_level"] for event in logs] == [LogLevel.critical]
+    with contextlib.suppress(ConnectionResetError):
+        assert harness.clients[0].recv(1) == b""
+    assert harness.died == []
+    harness.connect()
+    harness.listener.doRead()
+    assert len(harness.connections) == 1
+
+
 # Its own death.
 
 

@@ -272,6 +272,11 @@ def test_listenAndPort(monkeypatch: pytest.MonkeyPatch) -> None:
             ["--listen=tls:tcp:0", "--tls-certificate=x"],
             "--listen: tls: needs --tls-private-key",
         ),
+        (["--tls-client-ca=x"], "--tls-client-ca: there is no --listen with tls: before it"),
+        (
+            ["--listen=tls:tcp:0", "--proxy-trusted=::1"],
+            "--proxy-trusted: there is no --listen with proxy: before it",
+        ),
         (
             ["--proxy-trusted=home"],
             "--proxy-trusted: 'home' is not an address or network, as 192.0.2.0/24",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ask, connect, manyDescriptors
+from tests.clients import LINES, Sender, ask, connect, manyDescriptors, receive
 from tests.daemon import PATIENCE, TWISTD, Daemon, environment, waitFor
 from tests.test_twistd import run
 from tests.wires import Authority, TLSClient
@@ -140,6 +140,64 @@ def test_unansweredClose(tmp_path: Path, authority: Authority, identity: tuple[P
         assert client.recv(1) == b""
         assert daemon.descriptors() == daemon.idleDescriptors + 1
         waitFor(lambda: daemon.descriptors() == daemon.idleDescriptors, "it is aborted")
+
+
+def test_endWithoutCloseNotify(daemon: Daemon, authority: Authority) -> None:
+    """
+    A client that sends FIN without a close_notify gets back everything, too.
+    """
+    text = LINES + b"the end"
+    for _ in range(20):
+        with open_(daemon, authority.client()) as client:
+            sender = Sender(client, [text], lambda: client.raw.shutdown(socket.SHUT_WR))
+            assert receive(client, 1 << 40) == text
+            sender.join()
+
+
+def test_echoReadLate(daemon: Daemon, authority: Authority) -> None:
+    """
+    A client that has said close_notify may take its time to read its echo.
+    """
+    with open_(daemon, authority.client()) as client:
+        sender = Sender(client, [LINES] * 3)
+        waitFor(sender.isStuck, "the daemon reads no more")
+        # Enough is read for the client to send its last, and no more.
+        came = 0
+        while sender.is_alive():
+            came += len(client.recv(1 << 16))
+        time.sleep(7)
+        assert came + len(receive(client, 1 << 40)) == 3 * len(LINES)
+
+
+def test_brokenRecord(daemon: Daemon, authority: Authority) -> None:
+    """
+    A record that is none ends the connection, also when the daemon waits for its echo to be read.
+    """
+    for _ in range(3):
+        with open_(daemon, authority.client()) as client:
+            with client._engine:
+                client.tls.write(b"x" * 65_000)
+                client.tls.write(b"x" * 12_000 + b"\n")
+                encrypted = client._outgoing.read()
+            client.raw.sendall(encrypted + b"\x17\x03\x03\x00\x20" + bytes(32))
+            time.sleep(0.2)
+    waitFor(lambda: daemon.descriptors() == daemon.idleDescriptors, "all connections are closed")
+
+
+def test_slowRecord(daemon: Daemon, authority: Authority) -> None:
+    """
+    A client in the middle of a record is not at rest.
+    """
+    with open_(daemon, authority.client()) as client:
+        with client._engine:
+            client.tls.write(b"x" * 15_999 + b"\n")
+            encrypted = client._outgoing.read()
+        for begin in range(0, len(encrypted), 1_000):
+            client.raw.sendall(encrypted[begin : begin + 1_000])
+            time.sleep(0.1)
+            if begin == 3_000:
+                daemon.process.send_signal(signal.SIGTERM)
+        assert receive(client, 16_000) == b"x" * 15_999 + b"\n"
 
 
 def test_stalledHandshakes(daemon: Daemon, authority: Authority) -> None:
