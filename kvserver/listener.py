@@ -68,6 +68,14 @@ well.
 """
 
 
+def _identity(opened: socket.socket) -> tuple[int, int]:
+    """
+    What tells what a file descriptor stands for from all else that it may come to stand for.
+    """
+    status = os.fstat(opened.fileno())
+    return status.st_dev, status.st_ino
+
+
 @implementer(IReadDescriptor)
 class Listener(Service):
     """
@@ -126,7 +134,7 @@ class Listener(Service):
         with ExitStack() as undo:
             self._selector = undo.enter_context(selectors.DefaultSelector())
             listening = undo.enter_context(self.address.listen())
-            self._inode = os.fstat(listening.fileno()).st_ino
+            self._identity = _identity(listening)
             self._selector.register(listening, selectors.EVENT_READ)
             self._reactor.addReader(self)
             self._socket = listening
@@ -193,16 +201,18 @@ class Listener(Service):
         Does the kernel take connections for us? The number of a socket that was closed may be that
         of another one by now, and a socket that was shut down is still open.
         """
-        return (
-            self._socket is not None
-            and self._isOurs(self._socket)
-            and bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-            and (not isinstance(self.address, UNIX) or self.address.isThere())
-        )
+        if self._socket is None or not self._isOurs(self._socket):
+            return False
+        try:
+            listens = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError:
+            # It has just been replaced.
+            return False
+        return bool(listens) and (not isinstance(self.address, UNIX) or self.address.isThere())
 
     def _isOurs(self, listening: socket.socket) -> bool:
         try:
-            return os.fstat(listening.fileno()).st_ino == self._inode
+            return _identity(listening) == self._identity
         except OSError:
             return False
 

@@ -3,6 +3,7 @@ The real daemon, in its own process, as its user sees it: what it is told, what 
 costs.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -41,6 +42,19 @@ def environment(**more: str) -> dict[str, str]:
     The environment of the tests, less what would change what the daemon does.
     """
     return {name: value for name, value in os.environ.items() if name != "PORT"} | more
+
+
+def quietPort() -> int:
+    """
+    A free port that the kernel gives to no client. A client that tries one of those while nobody
+    listens there may get the same for itself, and is then connected to itself.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in range(lowest - 1, 1024, -1):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class Daemon:

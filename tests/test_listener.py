@@ -398,6 +398,17 @@ def test_noticesItsDeath(harness: Harness, breaks: Callable[[socket.socket], Non
     harness.address.listen().close()
 
 
+def test_diesWhileItIsLookedAt(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A socket that breaks between two looks at it is as dead as any.
+    """
+    monkeypatch.setattr(harness.listener, "_isOurs", lambda listening: True)
+    closed(cast(socket.socket, harness.listener._socket))
+    harness.reactor.advance(CHECK_INTERVAL)
+    assert len(harness.died) == 1
+    monkeypatch.undo()
+
+
 def test_selectorDies(harness: Harness) -> None:
     """
     A reactor that can't watch the listener any more is its death, too.

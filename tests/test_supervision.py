@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients import LINES, ask, connect, exchange, program, receive, reset, stick
-from tests.daemon import TWISTD, waitFor
+from tests.daemon import TWISTD, quietPort, waitFor
 from tests.sabotage import Sabotaged
 
 SOAK = int(os.environ.get("KVSERVER_SOAK_SECONDS", "10"))
@@ -25,7 +25,7 @@ def daemon(tmp_path: Path) -> Iterator[Sabotaged]:
     """
     A daemon that can be broken.
     """
-    with Sabotaged(tmp_path) as daemon:
+    with Sabotaged(tmp_path, f"--port={quietPort()}") as daemon:
         yield daemon
 
 
@@ -68,9 +68,20 @@ def test_listenerDies(daemon: Sabotaged, fault: str) -> None:
         for _ in range(20):
             clients.append(stack.enter_context(connect(daemon.port)))
             assert ask(clients[-1], b"new\n") == b"new\n"
-    assert daemon.logs("tcp:0 died, and is restarted") == 1
+    assert daemon.logs(f"tcp:{daemon.port} died, and is restarted") == 1
     assert daemon.logs(f"Accepting connections on port {daemon.port}") == 2
     assert daemon.logs("Traceback") == 0
+
+
+def test_portThatTheKernelChose(tmp_path: Path) -> None:
+    """
+    C{--port 0} stands for one port, as long as the process lives.
+    """
+    with Sabotaged(tmp_path, "--port=0") as daemon:
+        daemon.sabotage("shutdown")
+        daemon.waitForLog(f"Accepting connections on port {daemon.port}", 2)
+        with connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
 
 
 def test_fourthFaultEndsTheProcess(daemon: Sabotaged) -> None:
@@ -83,8 +94,10 @@ def test_fourthFaultEndsTheProcess(daemon: Sabotaged) -> None:
         if number < 4:
             daemon.waitForLog("Accepting connections", number + 1)
     assert daemon.process.wait(20) == 1
-    assert daemon.logs("tcp:0 died, and is restarted") == 3
-    assert daemon.logs("tcp:0 died more than 3 times in 5.0 s, the last time of: ") == 1
+    assert daemon.logs(f"tcp:{daemon.port} died, and is restarted") == 3
+    assert (
+        daemon.logs(f"tcp:{daemon.port} died more than 3 times in 5.0 s, the last time of: ") == 1
+    )
     assert daemon.logs("Server Shut Down") == 1
 
 
