@@ -225,6 +225,7 @@ class Connections(Service):
         self._live: dict[EchoProtocol, _Watch] = {}
         self._opening: set[Opening] = set()
         self._sources: dict[str | None, int] = {}
+        self._linesOfEnded = 0
         self._mayLog = OncePerMinute(reactor.seconds)
         self._waiting: list[Callable[[], None]] = []
         self._drained: Deferred[None] | None = None
@@ -246,6 +247,13 @@ class Connections(Service):
         """
         return iter(list(self._live))
 
+    @property
+    def lines(self) -> int:
+        """
+        How many lines have been served, on these and on those that have ended.
+        """
+        return self._linesOfEnded + sum(protocol.lines for protocol in self._live)
+
     def add(self, protocol: EchoProtocol) -> None:
         """
         C{protocol} is connected.
@@ -265,6 +273,7 @@ class Connections(Service):
         """
         if self._live.pop(protocol, None) is None:
             return
+        self._linesOfEnded += protocol.lines
         if self.limits.perSource:
             source = sourceOf(protocol.transport.getPeer())
             self._sources[source] -= 1
@@ -343,8 +352,9 @@ class Connections(Service):
         Take as many file descriptors as the process may have, and begin to look for time-outs.
         """
         super().startService()
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         shortest = min(self.limits.write, self.limits.idle or self.limits.write)
         self._looking.start(shortest / LOOKS)
 

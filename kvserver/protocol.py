@@ -46,12 +46,15 @@ class EchoProtocol(LineReceiver):
     @cvar MAX_LENGTH: The size of the line buffer, in bytes.
 
     @ivar received: How many bytes have come in.
+
+    @ivar lines: How many of them have ended a line, and so have been sent back.
     """
 
     transport: Server
     delimiter = b"\n"
     MAX_LENGTH = 64 * 1024
     received = 0
+    lines = 0
 
     def __init__(self, registry: Registry) -> None:
         """
@@ -80,6 +83,7 @@ class EchoProtocol(LineReceiver):
         @param data: The next bytes, cut anywhere.
         """
         self.received += len(data)
+        self.lines += data.count(self.delimiter)
         unfinished = self._unfinished
         keep = len(data) - (data.rfind(self.delimiter) + 1)
         if keep == len(data):

@@ -482,3 +482,17 @@ def test_whenLeft() -> None:
     house.passes(1)
     assert told == ["left"]
     assert done == [None]
+
+
+def test_lines() -> None:
+    """
+    The lines of all connections are counted, also of those that have ended.
+    """
+    house = House()
+    for _ in range(2):
+        protocol = house.enter()
+        assert protocol is not None
+        protocol.dataReceived(b"1\n2\n")
+    assert house.connections.lines == 4
+    protocol.connectionLost(Failure(ConnectionLost()))
+    assert house.connections.lines == 4

@@ -226,3 +226,12 @@ def test_byteByByteIsLinear() -> None:
 
     cost(100)
     assert cost(60_000) < 2.5 * cost(1_000)
+
+
+def test_counts() -> None:
+    """
+    Bytes are counted as they come in, lines when they have come back.
+    """
+    connection = Connection()
+    connection.send(b"one\ntw", b"o\n\n", b"three")
+    assert (connection.protocol.received, connection.protocol.lines) == (14, 3)
