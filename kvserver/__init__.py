@@ -4,6 +4,7 @@ A TCP line echo daemon, as a Twisted plugin: C{twistd -n kvserver --port 4040}.
 The rooms, from the command line down to the wire; each imports only from those below it::
 
     tap           the command line, and the assembly of the service tree
+    notify        what the service manager hears of us
     supervisor    starts the children in order, restarts the one that dies, stops them in reverse
     process       how the process ends, what does not end it, by which clock it goes
     wire          what a connection comes by: layers, and where it is listened for
@@ -21,7 +22,8 @@ The service tree::
     |-- Connections         every live connection; temporary: one that fails is never restarted
     |-- Listener tcp:4040   permanent: it is restarted when its socket dies
     |-- Listener ...        one for each --listen
-    `-- Signals             HUP, and a second TERM or INT
+    |-- Signals             HUP, and a second TERM or INT
+    `-- Notifier            systemd: READY last, STOPPING first, WATCHDOG between
 """
 
 __version__ = "0.1.0"

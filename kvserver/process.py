@@ -22,7 +22,7 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 class Signals(Service):
     """
-    The last child: it starts when all is there that a signal is for, and stops first.
+    It starts when all is there that a signal is for, and stops before that.
 
     The first TERM or INT is the reactor's: it stops the services. From then on one more says that
     they are not to take their time.
@@ -39,7 +39,7 @@ class Signals(Service):
 
         @param hurry: Is called on a second TERM or INT.
 
-        @param reloads: Are called on HUP.
+        @param reloads: Are called on HUP, in order.
         """
         self._reactor = reactor
         self._hurry = hurry
@@ -88,9 +88,13 @@ class Signals(Service):
         self._reactor.callFromThread(self._reload)
 
     def _reload(self) -> None:
-        self._log.info("Received SIGHUP: reloading {count} things", count=len(self._reloads))
+        self._log.info("Received SIGHUP: reloading")
         for reload in self._reloads:
-            reload()
+            try:
+                reload()
+            except Exception:
+                # It does not keep the rest.
+                self._log.failure("A reload failed")
 
 
 def fail(reactor: Any) -> None:

@@ -19,6 +19,7 @@ from kvserver.address import TCP, parseInterface
 from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.factory import EchoFactory
 from kvserver.listener import Listener
+from kvserver.notify import Notifier, takeManager
 from kvserver.process import Signals, fail, keepTime
 from kvserver.proxy import ProxyFactory
 from kvserver.supervisor import ChildSpec, RestartIntensity, Supervisor
@@ -206,6 +207,10 @@ Examples:
             ("drain-timeout", "a number of seconds", 1, _SECONDS),
         ):
             self[option] = _number(f"--{option}", self[option], kind, least, greatest)
+        try:
+            self["manager"] = takeManager(os.environ)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
 
     def _wires(self) -> list[Wire]:
         """
@@ -329,6 +334,17 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
             lambda died: Listener(reactor, wire.address, wire.layers, factory, connections, died),
         )
 
+    def isListening() -> bool:
+        return all(child.isListening() for child in supervisor if isinstance(child, Listener))
+
+    notifier = Notifier(
+        reactor,
+        options["manager"],
+        lambda: f"{len(connections)} connections, {connections.lines} lines served",
+        isListening,
+        limits.drain,
+    )
+    reloads = [notifier.reloading, *([certificates.reload] if certificates else []), notifier.ready]
     supervisor = Supervisor(
         [
             # It would be no use to restart it: the connections that it knows would be gone.
@@ -336,10 +352,9 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
             *map(listenerFor, options["wires"]),
             ChildSpec(
                 "signals",
-                lambda died: Signals(
-                    reactor, connections.hurry, [certificates.reload] if certificates else []
-                ),
+                lambda died: Signals(reactor, connections.hurry, reloads),
             ),
+            ChildSpec("notifier", lambda died: notifier),
         ],
         RestartIntensity(reactor.seconds),
         lambda: fail(reactor),

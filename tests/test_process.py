@@ -36,7 +36,11 @@ class Harness:
     def __init__(self) -> None:
         self.happened: list[str] = []
         self.reactor = Reactor()
-        reloads = [lambda: self.happened.append("one"), lambda: self.happened.append("two")]
+        reloads = [
+            lambda: self.happened.append("one"),
+            lambda: self.happened.append(str(1 / 0)),
+            lambda: self.happened.append("two"),
+        ]
         self.signals = Signals(self.reactor, lambda: self.happened.append("hurry"), reloads)
 
     def run(self) -> None:

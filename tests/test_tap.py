@@ -2,6 +2,8 @@
 The command line, with no sockets.
 """
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from kvserver import __version__
 from kvserver.address import TCP
 from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.listener import Listener
+from kvserver.notify import Notifier
 from kvserver.process import Signals
 from kvserver.tap import Options, makeService
 from tests.wires import Authority
@@ -214,7 +217,7 @@ def test_tree() -> None:
         *("--write-timeout=4", "--drain-timeout=5"),
     )
     supervisor = makeService(parse(*options), MemoryReactorClock())
-    connections, listener, signals = supervisor
+    connections, listener, signals, notifier = supervisor
     assert supervisor.name == "kvserver"
     assert isinstance(connections, Connections)
     assert connections.limits == Limits(1, 2, 3, 4, 5)
@@ -223,6 +226,45 @@ def test_tree() -> None:
     assert isinstance(listener.address, TCP)
     assert (listener.address.port, listener.address.interface) == (0, "127.0.0.1")
     assert isinstance(signals, Signals)
+    assert isinstance(notifier, Notifier)
+
+
+def test_manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """
+    The service manager hears of us, and it hears nothing if one listener of several is not well.
+    The environment does not name it any more.
+    """
+    monkeypatch.setenv("WATCHDOG_USEC", "x")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/x")
+    with pytest.raises(UsageError, match=r"^WATCHDOG_USEC \(environment\): 'x' is not a number of"):
+        parse()
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    options = parse("--listen=unix:" + str(tmp_path / "1"), "--listen=unix:" + str(tmp_path / "2"))
+    assert "NOTIFY_SOCKET" not in os.environ
+    reactor = MemoryReactorClock()
+    supervisor = makeService(options, reactor)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.setblocking(False)
+        # Without the supervisor, which would restart a listener that is broken.
+        for child in supervisor:
+            if isinstance(child, Listener | Notifier):
+                child.startService()
+        for call, args, kwargs in reactor.whenRunningHooks:
+            call(*args, **kwargs)
+        said = [manager.recv(4096) for _ in range(3)]
+        assert said == [b"READY=1", b"STATUS=0 connections, 0 lines served", b"WATCHDOG=1"]
+        reactor.advance(1)
+        assert manager.recv(4096) == b"WATCHDOG=1"
+        (tmp_path / "2").unlink()
+        reactor.advance(1)
+        with pytest.raises(BlockingIOError):
+            manager.recv(4096)
+        for child in supervisor:
+            if isinstance(child, Listener | Notifier):
+                child.stopService()
 
 
 def test_listenTree(tmp_path: Path) -> None:
