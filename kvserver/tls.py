@@ -6,6 +6,7 @@ back.
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import (
@@ -72,7 +73,8 @@ class Certificates:
             self._log.warn("--tls-certificate: {path} has expired", path=self._certificate)
         key = _read("--tls-private-key", self._privateKey)
         try:
-            privateKey = crypto.load_privatekey(crypto.FILETYPE_PEM, key, b"")
+            loaded: Any = load_pem_private_key(key, None)
+            privateKey = crypto.PKey.from_cryptography_key(loaded)
         except Exception:
             raise BadCertificate(
                 f"--tls-private-key: {self._privateKey!r} is no PEM file of a key that needs no "
@@ -96,6 +98,11 @@ class Certificates:
             raise BadCertificate(
                 f"--tls-private-key: {self._privateKey!r} is not the key of the certificate in "
                 f"{self._certificate!r}, or OpenSSL does not accept them: {_reasons(error)}"
+            ) from None
+        except MemoryError:
+            raise BadCertificate(
+                "--listen: tls: pyOpenSSL needs memory that is both written and executed, "
+                "which this process is denied (systemd: MemoryDenyWriteExecute=)"
             ) from None
         assert isinstance(context, SSL.Context)
         return context
