@@ -1,5 +1,5 @@
 """
-What people type: telnet, nc, ncat, socat, openssl, curl.
+What people type: telnet, nc, ncat, socat, openssl, curl, systemd-socket-activate.
 """
 
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import LINES, program
-from tests.daemon import PATIENCE, TWISTD, Daemon, environment
+from tests.clients import LINES, ask, connect, program
+from tests.daemon import PATIENCE, TWISTD, Daemon, environment, quietPort, waitFor
 from tests.wires import Authority
 
 
@@ -216,3 +216,34 @@ def test_socatUNIX(tmp_path: Path) -> None:
         assert f"Cannot listen on {where}: Address already in use".encode() in second.stdout
         assert run(command, LINES) == LINES
     assert not where.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "listen"),
+    [
+        ((), "systemd:domain=INET:index=0"),
+        (("--fdname=echo",), "systemd:domain=INET:index=0"),
+        (("--fdname=echo",), "systemd:name=echo"),
+    ],
+)
+def test_socketActivate(tmp_path: Path, names: tuple[str, ...], listen: str) -> None:
+    """
+    systemd-socket-activate, with names and without: the client that starts the daemon is answered.
+    """
+    activate = program("systemd-socket-activate")
+    port = quietPort()
+    command = [activate, f"--listen=127.0.0.1:{port}", *names]
+    daemon = [TWISTD, "-n", "--pidfile=", "kvserver", f"--listen={listen}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *daemon], cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        waitFor(lambda: "Listening on" in (tmp_path / "log").read_text(), "it listens")
+        for _ in range(2):
+            with connect(port) as client:
+                assert ask(client, b"hello\n") == b"hello\n"
+        assert "Accepting connections on port" in (tmp_path / "log").read_text()
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) == -signal.SIGTERM

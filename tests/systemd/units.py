@@ -1,0 +1,387 @@
+"""
+C{kvserver.service} and C{kvserver.socket}, installed and set up as the README says.
+
+These tests are run by C{python -m tests.systemd}, in a container of their own: they take over the
+systemd that they find.
+"""
+
+import contextlib
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients import LINES, Sender, ask, connect, exchange, stick
+from tests.daemon import waitFor
+from tests.sabotage import SABOTEUR
+from tests.wires import PROXY_V1, Authority, TLSClient
+
+README = Path(__file__).parents[2] / "README.rst"
+DROPINS = Path("/etc/systemd/system/kvserver.service.d")
+PORT = 4040
+
+
+def shell(script: str, status: int = 0) -> str:
+    """
+    Run a script as it would be pasted.
+
+    @return: What it prints.
+    """
+    done = subprocess.run(
+        ["bash", "-c", script],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout
+    return done.stdout
+
+
+def readme(begin: str) -> str:
+    """
+    The block of commands in the README that begins so.
+    """
+    (found,) = re.findall(
+        rf"^    {re.escape(begin)}.*\n(?:(?:    .*)?\n)*", README.read_text(), re.MULTILINE
+    )
+    return re.sub("^    ", "", str(found), flags=re.MULTILINE)
+
+
+def shown(name: str) -> str:
+    """
+    A property of the service.
+    """
+    return shell(f"systemctl show --value --property={name} kvserver.service").strip()
+
+
+def journal(since: str) -> str:
+    """
+    What has been logged of the units since then.
+    """
+    return shell(
+        f"journalctl --sync; journalctl --no-pager --unit='kvserver.*' --after-cursor='{since}'"
+    )
+
+
+@pytest.fixture
+def cursor() -> str:
+    """
+    The end of the journal, as of now.
+    """
+    (found,) = re.findall("-- cursor: (.*)", shell("journalctl --lines=1 --show-cursor"))
+    return str(found)
+
+
+def dropIn(name: str, text: str) -> None:
+    """
+    Write a drop-in of the service.
+    """
+    DROPINS.mkdir(exist_ok=True)
+    (DROPINS / name).write_text(f"[Service]\n{text}")
+    shell("systemctl daemon-reload")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    """
+    The two commands of the README.
+    """
+    shell(readme("python3 -m venv /opt/kvserver"))
+    shell("/opt/kvserver/bin/pip install --quiet '/srv/kvserver[tls]'")
+    shell(readme("systemctl link"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    """
+    Each test finds the service and the socket running, as they have been installed.
+    """
+    shell("systemctl start kvserver.socket kvserver.service")
+    yield
+    shell("rm -rf /etc/systemd/system/kvserver.*.d /etc/kvserver")
+    # A test may have made systemd forget the socket.
+    shell("systemctl enable /opt/kvserver/lib/systemd/system/kvserver.socket")
+    shell("systemctl stop kvserver.socket kvserver.service; systemctl reset-failed 'kvserver*'")
+
+
+def answered(port: int = PORT) -> None:
+    """
+    One client is answered.
+    """
+    with connect(port) as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+
+
+def test_installed(cursor: str) -> None:
+    """
+    The README's commands leave a service that runs, is enabled, and has nothing to complain of, on
+    a system that is read-only for it.
+    """
+    answered()
+    with connect(PORT, "::1") as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+    assert shell("systemctl is-enabled kvserver.service kvserver.socket") == "enabled\nenabled\n"
+    shell("systemctl restart kvserver.service")
+    logged = journal(cursor)
+    assert logged.count("Accepting connections on port 4040") == 1
+    assert not re.search("cache|warn|unable|fail|error|Traceback", logged, re.IGNORECASE)
+
+
+def test_verify() -> None:
+    """
+    systemd has nothing to complain of either.
+    """
+    units = "/etc/systemd/system/kvserver.service /etc/systemd/system/kvserver.socket"
+    assert shell(f"systemd-analyze verify --recursive-errors=no {units}") == ""
+
+
+def exposure() -> float:
+    """
+    How exposed the service is, from 0 to 10.
+    """
+    printed = shell(
+        "systemctl cat kvserver.service >/tmp/kvserver.service;"
+        "systemd-analyze security --offline=true /tmp/kvserver.service"
+    )
+    return float(re.findall(r"Overall exposure level for kvserver.service: ([\d.]+)", printed)[0])
+
+
+def test_exposure() -> None:
+    """
+    It is shut in.
+    """
+    assert exposure() <= 0.5
+
+
+def test_status() -> None:
+    """
+    C{systemctl status} shows how many are connected, and how many lines have been served.
+    """
+    with connect(PORT) as one, connect(PORT) as two:
+        assert ask(one, b"1\n2\n") == b"1\n2\n"
+        assert ask(two, b"3\n") == b"3\n"
+        waitFor(
+            lambda: 'Status: "2 connections, 3 lines served"' in shell("systemctl status kvserver"),
+            "the status",
+        )
+
+
+class Crowd(threading.Thread):
+    """
+    One client after the other, until there have been enough.
+
+    @ivar answers: How many have been answered.
+
+    @ivar failures: How the others have failed.
+
+    @ivar enough: Is set when there are to be no more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = 0
+        self.failures: list[str] = []
+        self.enough = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """
+        Come.
+        """
+        while not self.enough.wait(0.01):
+            try:
+                answered()
+            except (OSError, AssertionError) as error:
+                self.failures.append(repr(error))
+            else:
+                self.answers += 1
+
+
+def test_restarts() -> None:
+    """
+    400 clients come, 8 at a time, while the service is restarted 5 times: all are answered.
+    """
+    crowds = [Crowd() for _ in range(8)]
+    for _ in range(5):
+        shell("systemctl restart kvserver.service")
+    waitFor(lambda: sum(crowd.answers for crowd in crowds) >= 400, "400 answers")
+    for crowd in crowds:
+        crowd.enough.set()
+    for crowd in crowds:
+        crowd.join()
+    assert [crowd.failures for crowd in crowds] == [[]] * 8
+
+
+def test_kills() -> None:
+    """
+    400 clients come while the service is killed with -9 8 times: all are answered. Between a kill
+    and the restart they wait.
+    """
+    killed = set()
+    for number in range(400):
+        if number % 50 == 25:
+            killed.add(shown("MainPID"))
+            shell("systemctl kill --signal=KILL kvserver.service")
+        answered()
+    assert len(killed) == 8
+    assert shown("NRestarts") == "8"
+
+
+def test_watchdog(cursor: str) -> None:
+    """
+    A daemon that hangs is killed and started again; a client who came meanwhile is answered.
+    """
+    before = shown("MainPID")
+    shell(f"kill -STOP {before}")
+    with connect(PORT) as client:
+        client.settimeout(60)
+        assert ask(client, b"hello\n") == b"hello\n"
+    assert shown("MainPID") != before
+    logged = journal(cursor)
+    assert "Watchdog timeout" in logged
+    # Where it hung.
+    assert "Fatal Python error: Aborted" in logged
+
+
+@pytest.mark.parametrize("how", ["shutdown", "close", "replace"])
+def test_brokenSocket(how: str, cursor: str) -> None:
+    """
+    The listening socket is broken from inside: the supervisor heals it, before the watchdog has
+    anything to do.
+    """
+    saboteur = "/run/kvserver-saboteur/socket"
+    dropIn(
+        "saboteur.conf",
+        "RuntimeDirectory=kvserver-saboteur\n"
+        f"Environment=PYTHONPATH={SABOTEUR} KVSERVER_SABOTEUR={saboteur}\n",
+    )
+    shell("systemctl restart kvserver.service")
+    answered()
+    pid = shown("MainPID")
+    with socket.socket(socket.AF_UNIX) as command:
+        command.connect(saboteur)
+        command.sendall(how.encode())
+        assert command.recv(1) == b""
+    waitFor(lambda: "died, and is restarted" in journal(cursor), "the restart of the listener")
+    answered()
+    assert shown("MainPID") == pid
+
+
+def test_reload(cursor: str) -> None:
+    """
+    A reload keeps every connection.
+    """
+    pid = shown("MainPID")
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(PORT)) for _ in range(20)]
+        for _ in range(3):
+            shell("systemctl reload kvserver.service")
+            for client in clients:
+                assert ask(client, b"hello\n") == b"hello\n"
+    waitFor(lambda: journal(cursor).count("Received SIGHUP") == 3, "three reloads")
+    waitFor(lambda: shown("ActiveState") == "active", "the reload is over")
+    assert shown("MainPID") == pid
+
+
+@pytest.mark.parametrize("run", range(5))
+def test_stopInTheMiddle(run: int) -> None:
+    """
+    C{systemctl stop} in the middle of 200,000 lines: none is lost.
+    """
+    half = len(LINES) // 2
+    with connect(PORT) as client:
+        sender = Sender(client, [LINES[:half]], end=lambda: None)
+        sender.join()
+        shell("systemctl stop --no-block kvserver.service")
+        waitFor(lambda: shown("ActiveState") == "deactivating", "the stop has begun")
+        assert exchange(client, [LINES[half:]]) == LINES
+    waitFor(lambda: shown("ActiveState") == "inactive", "the service has stopped")
+    assert shown("Result") == "success"
+
+
+def test_longDrain() -> None:
+    """
+    A drain may take as long as it was told to, be it longer than systemd's own time-outs.
+    """
+    dropIn(
+        "drain.conf",
+        "TimeoutStopSec=2\nWatchdogSec=2\nEnvironment=KVSERVER_OPTIONS=--drain-timeout=6\n",
+    )
+    shell("systemctl restart kvserver.service")
+    with connect(PORT) as client:
+        stick(client)
+        begin = time.monotonic()
+        shell("systemctl stop kvserver.service")
+        assert time.monotonic() - begin >= 6
+    assert shown("Result") == "success"
+
+
+def test_portInUse(cursor: str) -> None:
+    """
+    If the port is in use a start fails at once, and the journal says why; with the socket of
+    systemd, and without. When it is free again the service starts by itself.
+    """
+    shell("systemctl stop kvserver.socket kvserver.service")
+    with socket.create_server(("::", PORT), family=socket.AF_INET6):
+        shell("systemctl start kvserver.service", 1)
+        assert "Address already in use" in journal(cursor)
+        assert "systemd passes 0 sockets" in journal(cursor)
+    waitFor(lambda: shown("ActiveState") == "active", "the service runs")
+    answered()
+    shell(readme("systemctl disable --now kvserver.socket"))
+    shell("systemctl stop kvserver.service")
+    with socket.create_server(("127.0.0.1", PORT)):
+        shell("systemctl start kvserver.service", 1)
+        assert "Cannot listen on port 4040: Address already in use" in journal(cursor)
+
+
+def test_ownPort() -> None:
+    """
+    The README's drop-in: a port of its own, without the socket of systemd.
+    """
+    shell(readme("systemctl disable --now kvserver.socket"))
+    answered()
+    assert shell("systemctl is-active kvserver.socket", 3) == "inactive\n"
+    assert exposure() <= 1.5
+
+
+def test_settingsForProxy() -> None:
+    """
+    The README's example of a file with settings.
+    """
+    shell(readme("mkdir -p /etc/kvserver"))
+    with connect(PORT) as client:
+        client.sendall(PROXY_V1)
+        assert ask(client, b"hello\n") == b"hello\n"
+
+
+def test_settingsForTLS(tmp_path: Path, cursor: str) -> None:
+    """
+    The README's example of drop-ins, with files that only root can read. Without the one line in it
+    that has to do with memory, the reason is named.
+    """
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("localhost")
+    shell(
+        f"install -D --mode=600 {certificate} /etc/kvserver/server.pem;"
+        f"install -D --mode=600 {key} /etc/kvserver/server.key"
+    )
+    shell(readme("mkdir -p /etc/systemd/system/kvserver.socket.d"))
+    answered()
+    with TLSClient(connect(4443), authority.client()) as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+    # A reload finds them as well.
+    shell("systemctl reload kvserver.service")
+    with TLSClient(connect(4443), authority.client()) as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+    dropIn("tls2.conf", "MemoryDenyWriteExecute=yes\n")
+    shell("systemctl restart kvserver.service", 1)
+    assert "kvserver: --listen: tls: pyOpenSSL needs memory" in journal(cursor)
