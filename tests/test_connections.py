@@ -489,10 +489,11 @@ def test_lines() -> None:
     The lines of all connections are counted, also of those that have ended.
     """
     house = House()
-    for _ in range(2):
-        protocol = house.enter()
-        assert protocol is not None
+    one, two = house.enter(), house.enter()
+    assert one
+    assert two
+    for protocol in one, two:
         protocol.dataReceived(b"1\n2\n")
     assert house.connections.lines == 4
-    protocol.connectionLost(Failure(ConnectionLost()))
+    one.connectionLost(Failure(ConnectionLost()))
     assert house.connections.lines == 4
