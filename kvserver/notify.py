@@ -2,6 +2,7 @@
 What the service manager hears of us: the protocol of sd_notify(3).
 """
 
+import errno
 import os
 import socket
 import time
@@ -28,6 +29,12 @@ After how long a manager that is busy is told again, in seconds.
 MARGIN = 5.0
 """
 How long the process may take to end when it has drained, in seconds.
+"""
+
+
+_BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
+"""
+sendto(2): not now.
 """
 
 
@@ -161,12 +168,13 @@ class Notifier(Service):
 
     def _tellStatus(self) -> None:
         status = self._status()
-        if status != self._said:
+        if status != self._said and not self._unsent:
             self._said = status
             self._tell(f"STATUS={status}")
 
     def _tellWatchdog(self) -> None:
-        if self._isWell():
+        # Said late, it might be true no more.
+        if self._isWell() and not self._unsent:
             self._tell("WATCHDOG=1")
 
     def _tell(self, *assignments: str) -> None:
@@ -186,11 +194,11 @@ class Notifier(Service):
         while self._unsent:
             try:
                 self._socket.sendto(self._unsent[0], name)
-            except BlockingIOError:
-                # Nobody who is connected is to wait until the manager has time.
-                self._reactor.callLater(RETRY, self._send, manager)
-                return
             except OSError as error:
+                if error.errno in _BUSY:
+                    # Nobody who is connected is to wait until the manager has time.
+                    self._reactor.callLater(RETRY, self._send, manager)
+                    return
                 if self._mayLog(address):
                     self._log.warn(
                         "The service manager at {address} can't be told: {reason}",

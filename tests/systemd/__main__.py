@@ -9,11 +9,15 @@ C{systemd-nspawn}; the Python that runs this must have the tests' dependencies.
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+
+from tests.daemon import waitFor
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -29,7 +33,7 @@ Where, in the container, pip finds what it would else look for on the network.
 
 LIMIT = 900
 """
-When the container is ended if it has not ended by itself, in seconds.
+When the tests are ended if they have not ended by themselves, in seconds.
 """
 
 UNIT = f"""
@@ -41,7 +45,7 @@ FailureAction=poweroff
 
 [Service]
 Type=oneshot
-TimeoutStartSec=infinity
+TimeoutStartSec={LIMIT}
 WorkingDirectory={COPY}
 Environment=PIP_NO_INDEX=1 PIP_FIND_LINKS={WHEELS} PIP_DISABLE_PIP_VERSION_CHECK=1
 Environment=KVSERVER_REQUIRE_PROGRAMS=1
@@ -70,6 +74,17 @@ def root() -> Iterator[Path]:
             subprocess.run(["umount", "--recursive", root], check=True)
 
 
+def isEmptied(group: Path) -> bool:
+    """
+    End what is still in a control group, if the container had to be ended. Is there nothing left?
+    """
+    left = (group / "cgroup.procs").read_text().split()
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    return not left
+
+
 @contextlib.contextmanager
 def cgroups() -> Iterator[list[Path]]:
     """
@@ -77,14 +92,16 @@ def cgroups() -> Iterator[list[Path]]:
     own.
     """
     mounted = [Path("/sys/fs/cgroup"), *(Path("/sys/fs/cgroup", n) for n in ("systemd", "unified"))]
-    groups = [path / "kvserver-tests" for path in mounted if (path / "cgroup.procs").exists()]
+    name = f"kvserver-tests-{os.getpid()}"
+    groups = [path / name for path in mounted if (path / "cgroup.procs").exists()]
     for group in groups:
-        group.mkdir(exist_ok=True)
+        group.mkdir()
     try:
         yield groups
     finally:
         for group in groups:
             for folder, _, _ in os.walk(group, topdown=False):
+                waitFor(partial(isEmptied, Path(folder)), f"{folder} is empty")
                 os.rmdir(folder)
 
 
@@ -130,7 +147,7 @@ def boot(root: Path, groups: list[Path]) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        timeout=LIMIT,
+        timeout=LIMIT + 60,
         check=False,
     )
 
