@@ -11,6 +11,7 @@ The rooms, from the command line down to the wire; each imports only from those 
     listener      one listening socket, that notices its own death
     tls, proxy    what a connection passes before its protocol
     transport     an accepted connection
+    poller        watches the sockets of all connections, for the reactor
     address       where to listen
     factory       a protocol for each connection
     connections   who is connected, who may connect, how they leave

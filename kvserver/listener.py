@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
+from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReadDescriptor
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -96,6 +96,7 @@ class Listener(Service):
         layers: Sequence[str],
         factory: Factory,
         connections: Connections,
+        poller: IReactorFDSet,
         died: Callable[[Exception], None],
     ) -> None:
         """
@@ -109,6 +110,8 @@ class Listener(Service):
 
         @param connections: Says when there are too many.
 
+        @param poller: Watches the connections that are accepted.
+
         @param died: Is called when the socket listens no more, unless it was stopped.
         """
         self._reactor = reactor
@@ -116,6 +119,7 @@ class Listener(Service):
         self.layers = tuple(layers)
         self._factory = factory
         self._connections = connections
+        self._poller = poller
         self._died = died
         self._socket: socket.socket | None = None
         self._accepted = 0
@@ -312,7 +316,7 @@ class Listener(Service):
             peer = addressOf(name)
             protocol = self._factory.buildProtocol(peer)
             if protocol is not None:
-                transport = Transport(accepted, peer, protocol, self._accepted, self._reactor)
+                transport = Transport(accepted, peer, protocol, self._accepted, self._poller)
                 self._accepted += 1
                 protocol.makeConnection(transport)
                 return

@@ -11,6 +11,11 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+LF = b"\n"
+"""
+What ends a line.
+"""
+
 
 class Registry(Structure):
     """
@@ -51,7 +56,7 @@ class EchoProtocol(LineReceiver):
     """
 
     transport: Server
-    delimiter = b"\n"
+    delimiter = LF
     MAX_LENGTH = 64 * 1024
     received = 0
     lines = 0
@@ -82,20 +87,32 @@ class EchoProtocol(LineReceiver):
 
         @param data: The next bytes, cut anywhere.
         """
-        self.received += len(data)
-        self.lines += data.count(self.delimiter)
+        size = len(data)
+        self.received += size
         unfinished = self._unfinished
-        keep = len(data) - (data.rfind(self.delimiter) + 1)
-        if keep == len(data):
-            keep += len(unfinished)
-        keep %= self.MAX_LENGTH
-        cut = len(data) - keep
-        if cut > 0:
-            self.transport.write(bytes(unfinished) + data[:cut])
-            unfinished[:] = data[cut:]
+        first = data.find(LF) + 1
+        if 0 < first == size and not unfinished:
+            # One line and nothing else, as most often.
+            self.lines += 1
+            self.transport.write(data)
+            return
+        last = data.rfind(LF) + 1
+        if last:
+            # To count takes longer than all else here: it looks at each byte by itself.
+            self.lines += 1 if first == last else data.count(LF)
+            keep = size - last
         else:
+            keep = size + len(unfinished)
+        keep %= self.MAX_LENGTH
+        cut = size - keep
+        if cut <= 0:
             # Nothing is complete yet, neither a line nor a piece of one.
             unfinished += data
+        elif cut == size and not unfinished:
+            self.transport.write(data)
+        else:
+            self.transport.write(b"".join((unfinished, memoryview(data)[:cut])))
+            unfinished[:] = data[cut:]
 
     @property
     def unfinished(self) -> bool:
@@ -112,7 +129,8 @@ class EchoProtocol(LineReceiver):
         """
         # A transport does not close while a producer may have more to say.
         self.transport.unregisterProducer()
-        self.transport.write(last)
+        if last:
+            self.transport.write(last)
         self.transport.loseConnection()
 
     def clearLineBuffer(self) -> bytes:

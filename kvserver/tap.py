@@ -20,6 +20,7 @@ from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.factory import EchoFactory
 from kvserver.listener import Listener
 from kvserver.notify import Notifier, takeManager
+from kvserver.poller import Poller
 from kvserver.process import Signals, fail, keepTime
 from kvserver.proxy import ProxyFactory
 from kvserver.supervisor import ChildSpec, RestartIntensity, Supervisor
@@ -313,6 +314,7 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
         drain=options["drain-timeout"],
     )
     connections = Connections(reactor, limits)
+    poller = Poller(reactor)
     certificates = options["certificates"]
 
     def factoryFor(wire: Wire) -> Any:
@@ -331,7 +333,9 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
         factory = factoryFor(wire)
         return ChildSpec(
             wire.name,
-            lambda died: Listener(reactor, wire.address, wire.layers, factory, connections, died),
+            lambda died: Listener(
+                reactor, wire.address, wire.layers, factory, connections, poller, died
+            ),
         )
 
     def isListening() -> bool:

@@ -8,6 +8,7 @@ from typing import Any, cast
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress, IProtocol
 from twisted.internet.tcp import Port, Server
+from twisted.python.failure import Failure
 
 from kvserver.address import addressOf
 
@@ -17,6 +18,8 @@ class Transport(Server):
     An accepted connection, of TCP or UNIX, that shows its addresses as people know them: an IPv4
     peer of an IPv6 socket as IPv4, the client of a balancer as the balancer saw it.
     """
+
+    _unsent = False
 
     def __init__(
         self,
@@ -57,6 +60,46 @@ class Transport(Server):
         The server's end of this connection.
         """
         return self._host or addressOf(self.socket.getsockname())
+
+    def write(self, data: bytes) -> None:
+        """
+        Send now what the socket takes, and the rest later.
+
+        Twisted would wait until the reactor says that the socket takes something, which is a system
+        call to ask for that, one to take it back, and one more turn of the reactor for each line.
+        """
+        if self._unsent or not self.connected:
+            super().write(data)
+            return
+        try:
+            sent = self.socket.send(data)
+        except OSError:
+            # Either it takes nothing now, or there is an error, which comes again in its own turn.
+            sent = 0
+        if sent < len(data):
+            self._unsent = True
+            super().write(data[sent:])
+            producer: Any = self.producer
+            if producer is not None and not self.producerPaused:
+                # Twisted would wait until a buffer is full. Nothing is read while anything waits.
+                self.producerPaused = True
+                producer.pauseProducing()
+
+    def stopWriting(self) -> None:
+        """
+        All has been sent.
+        """
+        self._unsent = False
+        super().stopWriting()
+
+    def readConnectionLost(self, reason: Failure) -> None:
+        """
+        The peer sends no more. If then everything has been sent, and the protocol has closed, the
+        connection ends now, and not in another turn of the reactor.
+        """
+        super().readConnectionLost(reason)
+        if self.disconnecting and self.connected and not self._unsent:
+            self.connectionLost(reason)
 
     def seenAs(self, peer: IAddress, host: IAddress | None) -> None:
         """

@@ -33,6 +33,7 @@ from kvserver.listener import (
     PAUSE,
     Listener,
 )
+from kvserver.poller import Poller
 from tests.clients import needsIPv6
 
 # Accepting.
@@ -97,7 +98,13 @@ class Harness:
         self.outcomes = self.address.outcomes
         self.factory: ServerFactory = EchoFactory(self.connections)
         self.listener = Listener(
-            self.reactor, self.address, (), self.factory, self.connections, self.died.append
+            self.reactor,
+            self.address,
+            (),
+            self.factory,
+            self.connections,
+            Poller(self.reactor),
+            self.died.append,
         )
         self.listener.setName("tcp:0")
         self.clients: list[socket.socket] = []
@@ -479,7 +486,7 @@ async def listening() -> AsyncIterator[tuple[Accepted, int]]:
     factory = Accepted()
     where = TCP(0)
     connections = Connections(reactor, Limits())
-    listener = Listener(reactor, where, (), factory, connections, lambda reason: None)
+    listener = Listener(reactor, where, (), factory, connections, Poller(reactor), print)
     listener.startService()
     yield factory, where.port
     listener.stopService()
