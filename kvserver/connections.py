@@ -5,6 +5,7 @@ Who is connected, who may connect, and how they leave.
 import resource
 import struct
 import termios
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fcntl import ioctl
@@ -17,11 +18,11 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Cooperator, LoopingCall, deferLater
-from twisted.internet.tcp import Server
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.protocols.policies import ProtocolWrapper
 
 from kvserver.protocol import EchoProtocol
+from kvserver.record import Ending, Record, shown
 
 RESERVED_FDS = 32
 """
@@ -44,6 +45,21 @@ LOOKS = 8
 """
 How often connections are looked at in the shortest time-out. It takes up to two looks longer than
 the time-out to find a connection.
+"""
+
+MINUTE = 60.0
+"""
+How long what was logged is not logged again, in seconds.
+"""
+
+KNOWN = 1000
+"""
+How many different things are kept from filling the log, each by itself.
+"""
+
+DURATIONS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0)
+"""
+By which durations connections are told apart in the metrics, in seconds.
 """
 
 CLOSED_AT_ONCE = 50
@@ -79,7 +95,7 @@ class Opening(Structure):
     """
 
     @property
-    def transport(self) -> Server:
+    def transport(self) -> Any:
         """
         Its transport.
         """
@@ -109,32 +125,50 @@ class Limits:
     drain: int = 15
 
 
+REPEATED = ("", " ({count} times in a minute)")
+"""
+What is added to the format of what is logged once a minute: once it has happened, and more often.
+"""
+
+
 class OncePerMinute:
     """
-    Keeps a source that repeats itself from filling the log.
+    Keeps what repeats itself from filling the log: it is logged at once, and then once a minute as
+    long as it goes on, with how often it has happened.
     """
 
-    def __init__(self, seconds: Callable[[], float]) -> None:
+    def __init__(self, reactor: Any) -> None:
         """
-        @param seconds: The clock, as C{IReactorTime.seconds}.
+        @param reactor: Provides C{IReactorTime}.
         """
-        self._seconds = seconds
-        self._said: dict[str, float] = {}
+        self._reactor = reactor
+        self._counts: dict[str, int] = {}
 
-    def __call__(self, source: str) -> bool:
+    def __call__(self, what: str, log: Callable[[int], None]) -> None:
         """
-        May this source be logged now?
+        It has happened.
+
+        @param what: Tells it from all else. Past L{KNOWN} different ones in a minute all more are
+            one.
+
+        @param log: Logs it, with how often it has happened since it was logged last.
         """
-        now = self._seconds()
-        # The oldest come first.
-        for known in list(self._said):
-            if self._said[known] > now - 60:
-                break
-            del self._said[known]
-        if source in self._said:
-            return False
-        self._said[source] = now
-        return True
+        if what not in self._counts and len(self._counts) >= KNOWN:
+            what = "more"
+        if what in self._counts:
+            self._counts[what] += 1
+        else:
+            self._log(what, 1, log)
+
+    def _log(self, what: str, count: int, log: Callable[[int], None]) -> None:
+        self._counts[what] = 0
+        self._reactor.callLater(MINUTE, self._expire, what, log)
+        log(count)
+
+    def _expire(self, what: str, log: Callable[[int], None]) -> None:
+        count = self._counts.pop(what)
+        if count:
+            self._log(what, count, log)
 
 
 class _Watch:
@@ -185,18 +219,73 @@ class _Watch:
         return now - self.since
 
 
+def _socketOf(protocol: Opening) -> Any:
+    """
+    The transport that has the socket. With TLS that is the one below.
+    """
+    transport = protocol.transport
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    return transport
+
+
+def _sent(protocol: EchoProtocol) -> int:
+    """
+    How many bytes of its echo have been sent.
+    """
+    record: Record = _socketOf(protocol).record
+    return record.sent
+
+
 def _queued(protocol: EchoProtocol, request: int) -> int:
     """
     How many bytes of a connection are in the kernel: C{FIONREAD}, received and not read;
     C{TIOCOUTQ}, sent and not acknowledged (tcp(7), unix(7)).
     """
-    transport: Any = protocol.transport
-    while isinstance(transport, ProtocolWrapper):
-        # TLS: the socket is the one below.
-        transport = transport.transport
-    (count,) = struct.unpack("i", ioctl(transport.getHandle(), request, bytes(4)))
+    (count,) = struct.unpack("i", ioctl(_socketOf(protocol).getHandle(), request, bytes(4)))
     assert isinstance(count, int)
     return count
+
+
+class Totals:
+    """
+    What all connections have come to that have ended.
+
+    @ivar accepted: How many have begun; these have not all ended.
+
+    @ivar ended: How many have ended, by the reason.
+
+    @ivar lines: How many lines have been sent back.
+
+    @ivar received: How many bytes have come in.
+
+    @ivar sent: How many bytes have been sent back.
+
+    @ivar durations: How many have lasted at most so long as L{DURATIONS} says, and longer than what
+        is before; at last, how many have lasted longer than that.
+
+    @ivar seconds: How long they have lasted together.
+    """
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.ended = dict.fromkeys(Ending, 0)
+        self.lines = 0
+        self.received = 0
+        self.sent = 0
+        self.durations = [0] * (len(DURATIONS) + 1)
+        self.seconds = 0.0
+
+    def add(self, record: Record, ending: Ending, seconds: float) -> None:
+        """
+        One more has ended.
+        """
+        self.ended[ending] += 1
+        self.lines += record.lines
+        self.received += record.received
+        self.sent += record.sent
+        self.durations[bisect_left(DURATIONS, seconds)] += 1
+        self.seconds += seconds
 
 
 class Connections(Service):
@@ -213,11 +302,26 @@ class Connections(Service):
     name = "connections"
     _log = Logger()
 
-    def __init__(self, reactor: Any, limits: Limits) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        limits: Limits,
+        report: Callable[[Record], None] | None = None,
+        verbose: bool = False,
+    ) -> None:
         """
         @param reactor: Provides C{IReactorTime}.
 
         @param limits: What the connections are held to.
+
+        @param report: Is called with the record of each connection that has ended.
+
+        @param verbose: Log the begin and the end of each connection? twistd has no levels, and
+            would always show it.
+
+        @ivar totals: What they have come to so far.
+
+        @ivar acceptPauses: How often nothing was accepted for a while, since accept(2) could not.
         """
         self._reactor = reactor
         self.limits = limits
@@ -225,11 +329,15 @@ class Connections(Service):
         self._live: dict[EchoProtocol, _Watch] = {}
         self._opening: set[Opening] = set()
         self._sources: dict[str | None, int] = {}
-        self._linesOfEnded = 0
-        self._mayLog = OncePerMinute(reactor.seconds)
+        self._report = report
+        self._verbose = verbose
+        self.totals = Totals()
+        self.acceptPauses = 0
+        self._oncePerMinute = OncePerMinute(reactor)
         self._waiting: list[Callable[[], None]] = []
         self._drained: Deferred[None] | None = None
         self._hurried = False
+        self._stopping = False
         # Takes turns with the traffic: 5,000 connections that time out together delay nobody.
         self._cooperator = Cooperator(scheduler=lambda turn: reactor.callLater(0, turn))
         self._looking = self._lookingCall()
@@ -247,12 +355,65 @@ class Connections(Service):
         """
         return iter(list(self._live))
 
-    @property
     def lines(self) -> int:
         """
-        How many lines have been served, on these and on those that have ended.
+        How many lines have been sent back, on these and on those that have ended.
         """
-        return self._linesOfEnded + sum(protocol.lines for protocol in self._live)
+        return self.totals.lines + sum(protocol.lines for protocol in self._live)
+
+    def received(self) -> int:
+        """
+        How many bytes have come in.
+        """
+        return self.totals.received + sum(protocol.received for protocol in self._live)
+
+    def sent(self) -> int:
+        """
+        How many bytes have been sent back.
+        """
+        return self.totals.sent + sum(map(_sent, self._live))
+
+    @property
+    def draining(self) -> bool:
+        """
+        Has the end begun?
+        """
+        return self._stopping
+
+    def begin(self, listener: str, peer: IAddress) -> Record:
+        """
+        A connection has been accepted.
+
+        @param listener: The name of who accepted it.
+        """
+        self.totals.accepted += 1
+        record = Record(self.totals.accepted, listener, peer, self._reactor.seconds())
+        if self._verbose:
+            self._log.debug(
+                "Connection {number} from {peer} on {listener}",
+                number=record.number,
+                peer=shown(peer),
+                listener=listener,
+            )
+        return record
+
+    def end(self, record: Record) -> None:
+        """
+        A connection has ended, and why is known.
+        """
+        assert record.ending
+        record.seconds = self._reactor.seconds() - record.begun
+        self.totals.add(record, record.ending, record.seconds)
+        if self._report is not None:
+            self._report(record)
+        if self._verbose:
+            self._log.debug(
+                "Connection {number} ended: {ending}",
+                number=record.number,
+                ending=record.ending.value,
+                lines=record.lines,
+                seconds=record.seconds,
+            )
 
     def add(self, protocol: EchoProtocol) -> None:
         """
@@ -262,10 +423,13 @@ class Connections(Service):
         if self.limits.perSource:
             source = sourceOf(protocol.transport.getPeer())
             self._sources[source] = self._sources.get(source, 0) + 1
-        if len(self._live) == self._most and self._mayLog("all"):
-            self._log.warn(
-                "{count} connections: no more are accepted until one ends", count=self._most
-            )
+        _socketOf(protocol).record.protocol = protocol
+        if len(self._live) == self._most:
+            self._oncePerMinute("all", self._logFull)
+
+    def _logFull(self, count: int) -> None:
+        text = "{connections} connections: no more are accepted until one ends"
+        self._log.warn(text + REPEATED[count > 1], connections=self._most, count=count)
 
     def discard(self, protocol: EchoProtocol) -> None:
         """
@@ -273,7 +437,6 @@ class Connections(Service):
         """
         if self._live.pop(protocol, None) is None:
             return
-        self._linesOfEnded += protocol.lines
         if self.limits.perSource:
             source = sourceOf(protocol.transport.getPeer())
             self._sources[source] -= 1
@@ -344,8 +507,12 @@ class Connections(Service):
         @param fields: What else is in it.
         """
         source = sourceOf(address) or "a UNIX socket"
-        if self._mayLog(f"{source} {text}"):
-            self._log.warn(text, source=source, **fields)
+        self._oncePerMinute(
+            f"{source} {text}",
+            lambda count: self._log.warn(
+                text + REPEATED[count > 1], source=source, count=count, **fields
+            ),
+        )
 
     def startService(self) -> None:
         """
@@ -366,6 +533,7 @@ class Connections(Service):
         @return: Fires when there is no connection left.
         """
         super().stopService()
+        self._stopping = True
         self._looking.stop()
         if not (self._live or self._opening):
             return succeed(None)
@@ -378,7 +546,7 @@ class Connections(Service):
         self._drained = Deferred()
         looking = self._lookingCall()
         looking.start(DRAIN_INTERVAL)
-        deadline = self._reactor.callLater(0 if self._hurried else seconds, self._abort)
+        deadline = self._reactor.callLater(0 if self._hurried else seconds, self._abortAll)
 
         def drained(_: None) -> None:
             looking.stop()
@@ -393,13 +561,21 @@ class Connections(Service):
         """
         self._hurried = True
         if self._drained:
-            self._abort()
+            self._abortAll()
 
-    def _abort(self) -> None:
+    def _abort(self, protocol: Opening, ending: Ending) -> None:
+        _socketOf(protocol).record.ending = ending
+        protocol.transport.abortConnection()
+
+    def _close(self, protocol: EchoProtocol, ending: Ending) -> None:
+        _socketOf(protocol).record.ending = ending
+        protocol.close()
+
+    def _abortAll(self) -> None:
         left = [*self._live, *self._opening]
         self._log.warn("{count} connections did not come to rest: aborted", count=len(left))
         for protocol in left:
-            protocol.transport.abortConnection()
+            self._abort(protocol, Ending.ABORTED)
 
     def _lookingCall(self) -> LoopingCall:
         call = LoopingCall(lambda: self._cooperator.coiterate(self._look()))
@@ -412,8 +588,10 @@ class Connections(Service):
             try:
                 closing = self._judge(protocol)
             except Exception:
-                self._log.failure("A connection could not be looked at, and is aborted")
-                protocol.transport.abortConnection()
+                self._log.failure(
+                    "A connection could not be looked at, and is aborted", level=LogLevel.error
+                )
+                self._abort(protocol, Ending.ERROR)
                 closing = True
             closed += closing
             # A close is only begun here: the work comes in the reactor's next turn, and must not
@@ -435,13 +613,13 @@ class Connections(Service):
         if watch.unsent:
             if silent < self.limits.write:
                 return False
-            protocol.transport.abortConnection()
+            self._abort(protocol, Ending.WRITE_TIMEOUT)
         elif self._drained:
             if silent < REST or protocol.unfinished or _queued(protocol, termios.FIONREAD):
                 return False
-            protocol.close()
+            self._close(protocol, Ending.DRAINED)
         else:
             if not 0 < self.limits.idle <= silent:
                 return False
-            protocol.close()
+            self._close(protocol, Ending.IDLE_TIMEOUT)
         return True

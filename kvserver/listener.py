@@ -15,12 +15,13 @@ from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReadDescriptor
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvserver.address import BACKLOG, UNIX, Address, addressOf
 from kvserver.connections import Connections
+from kvserver.record import Ending
 from kvserver.transport import Transport
 
 ACCEPTS = 100
@@ -122,7 +123,6 @@ class Listener(Service):
         self._poller = poller
         self._died = died
         self._socket: socket.socket | None = None
-        self._accepted = 0
         self._refusals = 0
         self._pause: IDelayedCall | None = None
         self._calm: IDelayedCall | None = None
@@ -291,6 +291,7 @@ class Listener(Service):
                 seconds=PAUSE,
             )
         self._refusals += 1
+        self._connections.acceptPauses += 1
         self._reactor.removeReader(self)
         self._pause = self._reactor.callLater(PAUSE, self._resume)
         if self._calm is not None and self._calm.active():
@@ -312,17 +313,25 @@ class Listener(Service):
         Serve a connection. If that fails, it fails alone.
         """
         transport: Transport | None = None
+        peer = addressOf(name)
+        record = self._connections.begin(str(self.name), peer)
         try:
-            peer = addressOf(name)
             protocol = self._factory.buildProtocol(peer)
-            if protocol is not None:
-                transport = Transport(accepted, peer, protocol, self._accepted, self._poller)
-                self._accepted += 1
+            if protocol is None:
+                record.ending = Ending.REFUSED
+            else:
+                transport = Transport(
+                    accepted, protocol, record, self._poller, self._connections.end
+                )
                 protocol.makeConnection(transport)
                 return
         except Exception:
-            self._log.failure("The connection from {name} could not begin", name=name)
+            record.ending = Ending.ERROR
+            self._log.failure(
+                "The connection from {peer} could not begin", peer=peer, level=LogLevel.error
+            )
         if transport is None:
             accepted.close()
+            self._connections.end(record)
         else:
             transport.abortConnection()

@@ -8,13 +8,14 @@ import socket
 import time
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from kvserver.connections import OncePerMinute
+from kvserver.connections import REPEATED, OncePerMinute
 
 STATUS_INTERVAL = 5.0
 """
@@ -113,7 +114,7 @@ class Notifier(Service):
         self._drain = drain
         self._said = ""
         self._unsent: list[bytes] = []
-        self._mayLog = OncePerMinute(reactor.seconds)
+        self._oncePerMinute = OncePerMinute(reactor)
         self._loops = (
             (LoopingCall(self._tellStatus), STATUS_INTERVAL),
             (LoopingCall(self._tellWatchdog), manager.watchdog / 2 if manager else 0.0),
@@ -199,10 +200,11 @@ class Notifier(Service):
                     # Nobody who is connected is to wait until the manager has time.
                     self._reactor.callLater(RETRY, self._send, manager)
                     return
-                if self._mayLog(address):
-                    self._log.warn(
-                        "The service manager at {address} can't be told: {reason}",
-                        address=address,
-                        reason=error.strerror,
-                    )
+                self._oncePerMinute(address, partial(self._complain, address, error))
             del self._unsent[0]
+
+    def _complain(self, address: str, error: OSError, count: int) -> None:
+        text = "The service manager at {address} can't be told: {reason}"
+        self._log.warn(
+            text + REPEATED[count > 1], address=address, reason=error.strerror, count=count
+        )

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import (
     IReadWriteDescriptor,
 )
 from twisted.internet.main import CONNECTION_DONE
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -163,7 +163,7 @@ class Poller:
                 if why is not None:
                     self._end(descriptor, why, reads)
             except Exception as error:
-                self._log.failure("A connection failed, and is closed")
+                self._log.failure("A connection failed, and is closed", level=LogLevel.error)
                 self._fail(descriptor, error)
 
     def _end(self, descriptor: Any, why: Exception, reads: bool) -> None:
@@ -182,6 +182,6 @@ class Poller:
         try:
             descriptor.connectionLost(Failure(error))
         except Exception:
-            self._log.failure("A connection failed while it was closed")
+            self._log.failure("A connection failed while it was closed", level=LogLevel.error)
         self.removeReader(descriptor)
         self.removeWriter(descriptor)

@@ -115,11 +115,11 @@ class EchoProtocol(LineReceiver):
             unfinished[:] = data[cut:]
 
     @property
-    def unfinished(self) -> bool:
+    def unfinished(self) -> int:
         """
-        Has the peer begun a line that is not complete?
+        How many bytes have come in of a line that is not complete.
         """
-        return bool(self._unfinished)
+        return len(self._unfinished)
 
     def close(self, last: bytes = b"") -> None:
         """

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kvserver.connections import Connections
+from kvserver.record import Ending
 from kvserver.transport import Transport
 
 TIMEOUT = 5.0
@@ -128,16 +129,16 @@ def _parseV2(data: bytes) -> Header | None:
         return None
     command, family, length = struct.unpack_from("!BBH", data, 12)
     if command not in (0x20, 0x21):
-        raise BadHeader(f"version 2 has no command {command:#04x}")
+        raise BadHeader("version 2 has an unknown command")
     if length > LONGEST_V2:
-        raise BadHeader(f"version 2 announces {length} bytes, more than {LONGEST_V2}")
+        raise BadHeader(f"version 2 announces more than {LONGEST_V2} bytes")
     if len(data) < 16 + length:
         return None
     if command == 0x20 or family == 0:
         return Header(16 + length)
     form = _FAMILIES.get(family)
     if form is None or struct.calcsize(form) > length:
-        raise BadHeader(f"version 2 names no addresses of family {family:#04x}")
+        raise BadHeader("version 2 names no addresses of a known family")
     fields = struct.unpack_from(form, data, 16)
     if family == 0x31:
         paths = (UNIXAddress(path.rstrip(b"\0") or None) for path in fields)
@@ -193,6 +194,7 @@ class ProxyHeader(Protocol):
             self.transport.seenAs(header.peer, header.host)
         protocol = self.factory.wrapped.buildProtocol(self.transport.getPeer())
         if protocol is None:
+            self.transport.record.ending = Ending.REFUSED
             self.transport.abortConnection()
             return
         self._timeout.cancel()
@@ -209,6 +211,7 @@ class ProxyHeader(Protocol):
         The connection ended before the header did. If nothing had come it was a health check.
         """
         if self._buffer:
+            self.transport.record.ending = Ending.PROXY_HEADER
             self._complain("it ended in the middle of the header")
         if self._timeout.active():
             self._timeout.cancel()
@@ -216,6 +219,7 @@ class ProxyHeader(Protocol):
 
     def _refuse(self, reason: str) -> None:
         self._buffer = b""
+        self.transport.record.ending = Ending.PROXY_HEADER
         self._complain(reason)
         self.transport.abortConnection()
 

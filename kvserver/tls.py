@@ -24,6 +24,7 @@ from zope.interface import implementer
 
 from kvserver.connections import Connections
 from kvserver.protocol import EchoProtocol
+from kvserver.record import Ending
 from kvserver.transport import Transport
 
 HANDSHAKE_TIMEOUT = 10.0
@@ -172,7 +173,11 @@ class _Session(SSL.Connection):
         except SSL.Error as error:
             self._layer.handshakeFailed(error)
             raise
-        self._layer.handshakeDone()
+        certificate = self.get_peer_certificate()
+        subject = None
+        if certificate is not None:
+            subject = certificate.to_cryptography().subject.rfc4514_string()
+        self._layer.handshakeDone(self.get_protocol_version_name(), subject)
 
     def recv(self, bufsiz: int, flags: int | None = None) -> bytes:
         """
@@ -186,8 +191,7 @@ class _Session(SSL.Connection):
         except SSL.WantReadError:
             raise
         except SSL.Error:
-            # Twisted closes now, which a transport does not do while it has a producer.
-            self._layer.unregisterProducer()
+            self._layer.broken()
             raise
 
 
@@ -223,10 +227,16 @@ class TLSLayer(TLSMemoryBIOProtocol):
         self.received += len(data)
         super().dataReceived(data)
 
-    def handshakeDone(self) -> None:
+    def handshakeDone(self, version: str, subject: str | None) -> None:
         """
         The handshake is over.
+
+        @param version: The version of TLS that was agreed on.
+
+        @param subject: That of the client's certificate, if it has shown one.
         """
+        self.transport.record.tls = version
+        self.transport.record.subject = subject
         if self._handshake is not None and self._handshake.active():
             self._handshake.cancel()
 
@@ -234,13 +244,23 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         The handshake has failed; the peer is told by an alert.
         """
+        self.transport.record.ending = Ending.HANDSHAKE_FAILED
         self.factory.connections.warnOfSource(
             self.getPeer(),
             "TLS handshake with {source} failed: {reason}",
             reason=_reasons(error),
         )
 
+    def broken(self) -> None:
+        """
+        What the peer has sent can't be decrypted. Twisted closes now, which a transport does not do
+        while it has a producer.
+        """
+        self.transport.record.ending = Ending.ERROR
+        self.unregisterProducer()
+
     def _late(self) -> None:
+        self.transport.record.ending = Ending.HANDSHAKE_FAILED
         self.factory.connections.warnOfSource(
             self.getPeer(),
             "TLS handshake with {source} failed: {reason}",

@@ -3,14 +3,17 @@ An accepted connection.
 """
 
 import socket
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IAddress, IProtocol
 from twisted.internet.tcp import Port, Server
 from twisted.python.failure import Failure
 
 from kvserver.address import addressOf
+from kvserver.record import Ending, Record
 
 
 class Transport(Server):
@@ -19,31 +22,30 @@ class Transport(Server):
     peer of an IPv6 socket as IPv4, the client of a balancer as the balancer saw it.
     """
 
-    _unsent = False
-
     def __init__(
         self,
         accepted: socket.socket,
-        peer: IAddress,
         protocol: IProtocol,
-        number: int,
+        record: Record,
         reactor: Any,
+        ended: Callable[[Record], None],
     ) -> None:
         """
         @param accepted: The socket.
 
-        @param peer: The other end.
+        @param protocol: Speaks with the other end.
 
-        @param protocol: Speaks with it.
-
-        @param number: Tells it from others in the log.
+        @param record: Takes what becomes known of the connection.
 
         @param reactor: Provides C{IReactorFDSet}.
+
+        @param ended: Is called with the record when the connection has ended.
         """
         # There is no Port: that is None where Twisted itself adopts a connection, too.
-        port = cast(Port, None)
-        super().__init__(accepted, protocol, (_shown(peer), 0), port, number, reactor)
-        self._peer = peer
+        port, peer = cast(Port, None), (_shown(record.peer), 0)
+        super().__init__(accepted, protocol, peer, port, record.number, reactor)
+        self.record = record
+        self._ended = ended
         self._host: IAddress | None = None
 
     def __repr__(self) -> str:
@@ -53,7 +55,7 @@ class Transport(Server):
         """
         The client's end of this connection.
         """
-        return self._peer
+        return self.record.client or self.record.peer
 
     def getHost(self) -> IAddress:
         """
@@ -68,7 +70,9 @@ class Transport(Server):
         Twisted would wait until the reactor says that the socket takes something, which is a system
         call to ask for that, one to take it back, and one more turn of the reactor for each line.
         """
-        if self._unsent or not self.connected:
+        record = self.record
+        if record.unsent or not self.connected:
+            record.unsent += len(data)
             super().write(data)
             return
         try:
@@ -77,7 +81,7 @@ class Transport(Server):
             # Either it takes nothing now, or there is an error, which comes again in its own turn.
             sent = 0
         if sent < len(data):
-            self._unsent = True
+            record.unsent = len(data) - sent
             super().write(data[sent:])
             producer: Any = self.producer
             if producer is not None and not self.producerPaused:
@@ -85,12 +89,20 @@ class Transport(Server):
                 self.producerPaused = True
                 producer.pauseProducing()
 
-    def stopWriting(self) -> None:
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
         """
-        All has been sent.
+        Send them one after the other.
         """
-        self._unsent = False
-        super().stopWriting()
+        self.write(b"".join(iovec))
+
+    def writeSomeData(self, data: bytes) -> int | ConnectionLost:
+        """
+        Send what has waited.
+        """
+        sent = super().writeSomeData(data)
+        if isinstance(sent, int):
+            self.record.unsent -= sent
+        return sent
 
     def readConnectionLost(self, reason: Failure) -> None:
         """
@@ -98,17 +110,43 @@ class Transport(Server):
         connection ends now, and not in another turn of the reactor.
         """
         super().readConnectionLost(reason)
-        if self.disconnecting and self.connected and not self._unsent:
+        if self.disconnecting and self.connected and not self.record.unsent:
             self.connectionLost(reason)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The connection is gone.
+        """
+        try:
+            super().connectionLost(reason)
+        finally:
+            # Twisted may say it twice.
+            if self.record.seconds is None:
+                if self.record.ending is None:
+                    self.record.ending = _endingFor(reason)
+                self._ended(self.record)
+                # Nothing is left that only the garbage collector could find.
+                self.record.protocol = None
 
     def seenAs(self, peer: IAddress, host: IAddress | None) -> None:
         """
         Show the addresses that a balancer has named.
         """
-        self._peer = peer
+        self.record.client = peer
         self._host = host
         self.hostname = _shown(peer)
         self.logstr = f"{self.logstr},{self.hostname}"
+
+
+def _endingFor(reason: Failure) -> Ending:
+    """
+    How a connection has ended that nobody here wanted to end.
+    """
+    if reason.check(ConnectionDone):
+        return Ending.CLIENT_CLOSED
+    if reason.check(ConnectionLost) and not reason.check(ConnectionAborted):
+        return Ending.RESET
+    return Ending.ERROR
 
 
 def _shown(address: IAddress) -> str:

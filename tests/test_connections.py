@@ -16,6 +16,8 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 
 from kvserver.connections import (
+    KNOWN,
+    MINUTE,
     RESERVED_FDS,
     Connections,
     Limits,
@@ -25,6 +27,7 @@ from kvserver.connections import (
 )
 from kvserver.factory import EchoFactory
 from kvserver.protocol import EchoProtocol
+from kvserver.record import Ending, Record
 
 HOME = IPv4Address("TCP", "192.0.2.1", 1024)
 
@@ -36,12 +39,15 @@ class Transport(StringTransport):
     @ivar peer: The peer's end.
 
     @ivar aborting: Has it been aborted?
+
+    @ivar record: What is known of the connection.
     """
 
     aborting = False
 
     def __init__(self, address: IAddress) -> None:
         super().__init__(peerAddress=address)
+        self.record = Record(1, "tcp:0", address, 0.0)
         self._socket, self.peer = socket.socketpair()
 
     def getHandle(self) -> socket.socket:
@@ -236,20 +242,45 @@ def test_perSourceForIPAlone() -> None:
 
 def test_oncePerMinute() -> None:
     """
-    Each source may be logged once a minute, and one that is silent is forgotten.
+    What happens is logged at once, and then once a minute as long as it goes on, with how often it
+    has happened. What has stopped is forgotten.
     """
     clock = Clock()
-    mayLog = OncePerMinute(clock.seconds)
-    assert mayLog("a")
-    clock.advance(30)
-    assert not mayLog("a")
-    assert mayLog("b")
-    clock.advance(30)
-    assert mayLog("a")
-    assert not mayLog("b")
-    clock.advance(60)
-    assert mayLog("c")
-    assert list(mayLog._said) == ["c"]
+    logged: list[tuple[str, int]] = []
+    once = OncePerMinute(clock)
+
+    def happens(what: str) -> None:
+        once(what, lambda count: logged.append((what, count)))
+
+    for _ in range(3):
+        happens("a")
+    happens("b")
+    assert logged == [("a", 1), ("b", 1)]
+    clock.advance(MINUTE)
+    assert logged[2:] == [("a", 2)]
+    happens("a")
+    happens("b")
+    assert logged[3:] == [("b", 1)]
+    clock.advance(MINUTE)
+    assert logged[4:] == [("a", 1)]
+    clock.advance(MINUTE)
+    assert clock.getDelayedCalls() == []
+    assert len(logged) == 5
+
+
+def test_oncePerMinuteForMany() -> None:
+    """
+    There is an end to what is kept: past it all that is new is one.
+    """
+    clock = Clock()
+    logged: list[int] = []
+    once = OncePerMinute(clock)
+    for number in range(KNOWN + 100):
+        once(str(number), logged.append)
+    assert logged == [1] * (KNOWN + 1)
+    assert len(clock.getDelayedCalls()) == KNOWN + 1
+    clock.advance(MINUTE)
+    assert logged[KNOWN + 1 :] == [99]
 
 
 # Time-outs.
@@ -350,7 +381,7 @@ def test_oneThatCannotBeLookedAt() -> None:
     transportOf(broken).getHandle().close()
     with capturedLogs() as logs:
         house.passes(3)
-    assert [event["log_level"] for event in logs] == [LogLevel.critical]
+    assert [event["log_level"] for event in logs] == [LogLevel.error]
     assert set(house.connections) == {other}
     house.passes(3)
     assert len(house.connections) == 0
@@ -494,6 +525,9 @@ def test_lines() -> None:
     assert two
     for protocol in one, two:
         protocol.dataReceived(b"1\n2\n")
-    assert house.connections.lines == 4
+    assert house.connections.lines() == 4
     one.connectionLost(Failure(ConnectionLost()))
-    assert house.connections.lines == 4
+    record = house.transports[0].record
+    record.ending = Ending.RESET
+    house.connections.end(record)
+    assert house.connections.lines() == 4

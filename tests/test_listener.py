@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from kvserver.address import TCP
-from kvserver.connections import Connections, Limits
+from kvserver.connections import MINUTE, Connections, Limits
 from kvserver.factory import EchoFactory
 from kvserver.listener import (
     ACCEPTS,
@@ -327,7 +327,7 @@ def test_connectionThatCannotBegin(harness: Harness) -> None:
             harness.connect()
         harness.listener.doRead()
     assert builders == []
-    assert [event["log_level"] for event in logs] == [LogLevel.critical] * 2
+    assert [event["log_level"] for event in logs] == [LogLevel.error] * 2
     harness.reactor.advance(0)
     for client in harness.clients:
         client.settimeout(5)
@@ -348,7 +348,7 @@ def test_connectionThatCannotBeWatched(harness: Harness, monkeypatch: pytest.Mon
     with monkeypatch.context() as patched, capturedLogs() as logs:
         patched.setattr(harness.reactor, "addReader", full)
         harness.listener.doRead()
-    assert [event["log_level"] for event in logs] == [LogLevel.critical]
+    assert [event["log_level"] for event in logs] == [LogLevel.error]
     with contextlib.suppress(ConnectionResetError):
         assert harness.clients[0].recv(1) == b""
     assert harness.died == []
@@ -440,6 +440,8 @@ def test_stopAcceptsWhoIsWaiting() -> None:
     assert len(harness.connections) == 3
     with pytest.raises(ConnectionRefusedError):
         harness.connect()
+    # What the log is kept from repeating.
+    harness.reactor.advance(MINUTE)
     assert harness.reactor.getDelayedCalls() == []
     harness.close()
 
@@ -508,7 +510,7 @@ async def test_accepted(listening: tuple[Accepted, int], host: str) -> None:
     assert server.getPeer() == client.transport.getHost()
     assert server.getHost() == client.transport.getPeer()
     assert isinstance(server.getPeer(), IPv6Address if ":" in host else IPv4Address)
-    assert server.logPrefix() == f"Protocol,0,{host}"
-    assert repr(server) == f"<Protocol,0,{host}>"
+    assert server.logPrefix() == f"Protocol,1,{host}"
+    assert repr(server) == f"<Protocol,1,{host}>"
     client.transport.abortConnection()
     server.abortConnection()

@@ -4,6 +4,7 @@ The poller and the transports that it watches: over socket pairs, turn by turn.
 
 import socket
 import struct
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,6 +19,8 @@ from zope.interface import directlyProvides
 from zope.interface.verify import verifyObject
 
 from kvserver.poller import BATCH, Poller
+from kvserver.protocol import EchoProtocol
+from kvserver.record import Ending, Record
 from kvserver.transport import Transport
 
 PLENTY = bytes(range(256)) * 4096
@@ -97,6 +100,7 @@ class House:
         self.poller = Poller(self.reactor)
         self.peers: list[socket.socket] = []
         self.protocols: list[Recorder] = []
+        self.ended: list[Record] = []
 
     def enter(self) -> tuple[Recorder, Transport, socket.socket]:
         """
@@ -107,7 +111,8 @@ class House:
         accepted, peer = socket.socketpair()
         peer.settimeout(10)
         protocol = Recorder()
-        transport = Transport(accepted, UNIXAddress(None), protocol, 0, self.poller)
+        record = Record(len(self.peers), "socket pair", UNIXAddress(None), 0.0)
+        transport = Transport(accepted, protocol, record, self.poller, self.ended.append)
         protocol.makeConnection(transport)
         self.peers.append(peer)
         self.protocols.append(protocol)
@@ -244,8 +249,9 @@ class TestPoller:
             house.turn()
         assert one.events == [ZeroDivisionError]
         assert onePeer.recv(1) == b""
+        assert [record.ending for record in house.ended] == [Ending.ERROR]
         assert two.events == [b"x"]
-        assert [event["log_level"] for event in logs] == [LogLevel.critical]
+        assert [event["log_level"] for event in logs] == [LogLevel.error]
 
     def test_failsTwice(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         """
@@ -262,6 +268,7 @@ class TestPoller:
         assert two.events == [b"x"]
         assert transport not in house.poller.getReaders()
         assert len(logs) == 2
+        assert house.ended == [transport.record]
 
     @pytest.mark.parametrize("waits", [False, True])
     def test_reset(self, house: House, waits: bool) -> None:
@@ -277,6 +284,8 @@ class TestPoller:
         house.turn()
         assert protocol.events == [ConnectionLost]
         assert house.poller.removeAll() == []
+        assert house.ended == [transport.record]
+        assert transport.record.ending is Ending.RESET
 
     def test_end(self, house: House) -> None:
         """
@@ -294,6 +303,7 @@ class TestPoller:
         assert twoPeer.recv(100) == b"goodbye\n"
         house.turn()
         assert two.events == ["end"]
+        assert [record.ending for record in house.ended] == [Ending.CLIENT_CLOSED]
 
     def test_reactorEnds(self, house: House) -> None:
         """
@@ -331,8 +341,10 @@ class TestTransport:
         assert drain(peer, len(whole), house) == whole
         house.turn()
         assert house.poller.getWriters() == []
-        transport.write(b"three\n")
-        assert peer.recv(100) == b"three\n"
+        assert transport.record.unsent == 0
+        transport.writeSequence([b"thr", b"ee\n"])
+        transport.write(b"four\n")
+        assert peer.recv(100) == b"three\nfour\n"
 
     def test_pause(self, house: House) -> None:
         """
@@ -390,3 +402,17 @@ class TestTransport:
                 house.turn()
             assert protocol.events == [ConnectionDone]
             assert peer.recv(1) == b""
+
+    def test_leavesNothing(self, house: House) -> None:
+        """
+        What a connection was is gone with it, without the garbage collector.
+        """
+        protocol, transport, _ = house.enter()
+        transport.record.protocol = EchoProtocol(set())
+        transport.record.protocol.transport = transport
+        gone = weakref.ref(transport)
+        transport.connectionLost(connectionDone)
+        house.protocols.clear()
+        house.ended.clear()
+        del protocol, transport
+        assert gone() is None

@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, capturedLogs
 
-from kvserver.connections import Connections, Limits
+from kvserver.connections import MINUTE, Connections, Limits
 from kvserver.factory import EchoFactory
 from kvserver.proxy import (
     LONGEST_V1,
@@ -27,6 +27,7 @@ from kvserver.proxy import (
     ProxyHeader,
     parse,
 )
+from kvserver.record import Ending, Record
 from kvserver.tap import LOOPBACK
 from tests.wires import PROXY_V1, PROXY_V2
 
@@ -145,6 +146,10 @@ class Transport(StringTransport):
     aborted = False
     protocol: Protocol
 
+    def __init__(self, address: IAddress) -> None:
+        super().__init__(peerAddress=address)
+        self.record = Record(1, "proxy:tcp:0", address, 0.0)
+
     def seenAs(self, peer: IAddress, host: IAddress | None) -> None:
         """
         See L{kvserver.transport.Transport}.
@@ -177,7 +182,7 @@ class Balancer:
         Connect (again).
         """
         address = IPv4Address("TCP", host, 7)
-        self.transport = Transport(peerAddress=address)
+        self.transport = Transport(address)
         self.header = self.factory.buildProtocol(address)
         self.transport.protocol = self.header
         self.header.makeConnection(self.transport)
@@ -263,6 +268,7 @@ def test_bad(data: bytes) -> None:
         for _ in range(3):
             balancer.send(data)
             assert balancer.transport.aborted
+            assert balancer.transport.record.ending is Ending.PROXY_HEADER
             balancer.header.connectionLost()
             balancer.connect("127.0.0.1")
 
@@ -279,6 +285,8 @@ def test_untrusted() -> None:
         balancer = Balancer("192.0.2.9")
         assert balancer.transport.aborted
         balancer.header.connectionLost()
+        # What the log is kept from repeating.
+        balancer.clock.advance(MINUTE)
         assert balancer.clock.getDelayedCalls() == []
 
     assert logged(Balancer(), connect) == [
@@ -321,6 +329,7 @@ def test_limits() -> None:
     (line,) = logged(balancer, lambda: balancer.send(PROXY_V1))
     assert line == "192.0.2.1 has 1 connections: more are refused"
     assert balancer.transport.aborted
+    assert balancer.transport.record.ending is Ending.REFUSED
 
 
 def test_drain() -> None:

@@ -1,0 +1,130 @@
+"""
+What is known of one connection.
+"""
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress
+
+if TYPE_CHECKING:
+    from kvserver.protocol import EchoProtocol
+
+
+def shown(address: IAddress) -> str:
+    """
+    An address as people write it; what is no IP is a UNIX socket.
+    """
+    if isinstance(address, IPv4Address):
+        return f"{address.host}:{address.port}"
+    if isinstance(address, IPv6Address):
+        return f"[{address.host}]:{address.port}"
+    return "unix"
+
+
+class Ending(Enum):
+    """
+    Why a connection has ended.
+    """
+
+    CLIENT_CLOSED = "client_closed"
+    """The client has said that it sends no more, and got all of its echo."""
+
+    RESET = "reset"
+    """The client, or the network, has cut it."""
+
+    IDLE_TIMEOUT = "idle_timeout"
+    """Nothing came or went for C{--idle-timeout}."""
+
+    WRITE_TIMEOUT = "write_timeout"
+    """The client left its echo unread for C{--write-timeout}."""
+
+    DRAINED = "drained"
+    """The daemon stopped, and it was at rest."""
+
+    ABORTED = "aborted"
+    """The daemon stopped, and it did not come to rest."""
+
+    REFUSED = "refused"
+    """There were as many from there as C{--max-connections-per-source} allows."""
+
+    HANDSHAKE_FAILED = "handshake_failed"
+    """TLS did not come about."""
+
+    PROXY_HEADER = "proxy_header"
+    """No PROXY header came, or a broken one, or from somebody who may send none."""
+
+    ERROR = "error"
+    """Something here is wrong, and in the log."""
+
+
+class Record:
+    """
+    One connection, from its begin to its end.
+
+    @ivar number: Tells it from all others of this process.
+
+    @ivar listener: The name of the listener that accepted it.
+
+    @ivar peer: The other end.
+
+    @ivar client: The client, if a balancer has named one.
+
+    @ivar begun: When, by the reactor's clock, in seconds.
+
+    @ivar protocol: Echoes; None if it never came to that.
+
+    @ivar tls: The version of TLS, if there is TLS.
+
+    @ivar subject: That of the client's certificate, if it has shown one (RFC 4514).
+
+    @ivar ending: Why it has ended, or is going to; None as long as nobody but the client would end
+        it.
+
+    @ivar unsent: How many bytes of the echo could not be sent.
+
+    @ivar seconds: How long it has lasted; None while it does.
+    """
+
+    __slots__ = (
+        *("begun", "client", "ending", "listener", "number", "peer", "protocol", "seconds"),
+        *("subject", "tls", "unsent"),
+    )
+
+    def __init__(self, number: int, listener: str, peer: IAddress, begun: float) -> None:
+        self.number = number
+        self.listener = listener
+        self.peer = peer
+        self.client: IAddress | None = None
+        self.begun = begun
+        self.protocol: EchoProtocol | None = None
+        self.tls: str | None = None
+        self.subject: str | None = None
+        self.ending: Ending | None = None
+        self.unsent = 0
+        self.seconds: float | None = None
+
+    @property
+    def lines(self) -> int:
+        """
+        How many lines have been sent back.
+        """
+        return self.protocol.lines if self.protocol else 0
+
+    @property
+    def received(self) -> int:
+        """
+        How many bytes the client has sent, without what layers have taken.
+        """
+        return self.protocol.received if self.protocol else 0
+
+    @property
+    def sent(self) -> int:
+        """
+        How many bytes of the echo have been sent. (TLS takes all of it at once.)
+        """
+        if self.protocol is None:
+            return 0
+        echoed = self.protocol.received - self.protocol.unfinished
+        return echoed if self.tls else max(0, echoed - self.unsent)
