@@ -8,18 +8,22 @@ The rooms, from the command line down to the wire; each imports only from those 
     supervisor    starts the children in order, restarts the one that dies, stops them in reverse
     process       how the process ends, what does not end it, by which clock it goes
     wire          what a connection comes by: layers, and where it is listened for
+    metrics       what others can see of us over HTTP
     listener      one listening socket, that notices its own death
     tls, proxy    what a connection passes before its protocol
     transport     an accepted connection
     poller        watches the sockets of all connections, for the reactor
     address       where to listen
+    accesslog     one record a connection
     factory       a protocol for each connection
     connections   who is connected, who may connect, how they leave
+    record        what is known of one connection
     protocol      the echo contract
 
 The service tree::
 
     Supervisor "kvserver"   one_for_one; more than 3 restarts in 5 s end the process with status 1
+    |-- MetricsSite         with --metrics; first, so that it still answers while the others drain
     |-- Connections         every live connection; temporary: one that fails is never restarted
     |-- Listener tcp:4040   permanent: it is restarted when its socket dies
     |-- Listener ...        one for each --listen

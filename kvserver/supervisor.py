@@ -2,7 +2,7 @@
 Starts the children in order, restarts the one that dies, and stops them one by one in reverse.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -103,10 +103,13 @@ class Supervisor(MultiService):
         @param intensity: How many restarts there may be.
 
         @param giveUp: Is called when there would be more.
+
+        @ivar restarts: How often each child has been restarted, by its name.
         """
         super().__init__()
         self._intensity = intensity
         self._giveUp = giveUp
+        self.restarts = Counter[str]()
         self._order = [spec.name for spec in specs]
         for spec in specs:
             self._add(spec)
@@ -171,6 +174,7 @@ class Supervisor(MultiService):
             self._log.warn(
                 "{child} died, and is restarted: {reason}", child=spec.name, reason=reason
             )
+            self.restarts[spec.name] += 1
             try:
                 self._add(spec)
             except Exception as error:

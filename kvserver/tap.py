@@ -5,16 +5,19 @@ The command line, and the assembly of the service tree.
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import twisted
+from twisted.logger import LogLevel
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from kvserver import __version__
+from kvserver.accesslog import ToFile, ToLog
 from kvserver.address import TCP, parseInterface
 from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.factory import EchoFactory
@@ -101,6 +104,18 @@ class Options(UsageOptions):
             None,
             "15",
             "Seconds that a stop waits for connections to come to rest.",
+        ],
+        [
+            "access-log",
+            None,
+            None,
+            "File for one JSON record a connection; -: the log. [default: none]",
+        ],
+        [
+            "metrics",
+            None,
+            None,
+            "Twisted endpoint to serve /metrics, /healthz and /readyz at. [default: none]",
         ],
     ]
     longdesc = "A TCP line echo daemon: each line comes back when it is complete, byte for byte."
@@ -208,6 +223,8 @@ Examples:
             ("drain-timeout", "a number of seconds", 1, _SECONDS),
         ):
             self[option] = _number(f"--{option}", self[option], kind, least, greatest)
+        self["metrics-endpoint"] = self._metricsEndpoint()
+        self["access-log"] = self._accessLog()
         try:
             self["manager"] = takeManager(os.environ)
         except ValueError as error:
@@ -247,6 +264,45 @@ Examples:
             same = self["listen"][:number].count(description)
             wires.append(replace(wire, name=f"{description} ({same + 1})") if same else wire)
         return wires
+
+    def _metricsEndpoint(self) -> Any:
+        """
+        Where metrics are served.
+        """
+        if self["metrics"] is None:
+            return None
+        try:
+            import kvserver.metrics  # noqa: F401
+        except ImportError as error:
+            raise UsageError(
+                f"--metrics: needs more than is installed ({error}): "
+                "pip install 'kvserver[metrics]'"
+            ) from None
+        from twisted.internet import reactor
+        from twisted.internet.endpoints import serverFromString
+
+        try:
+            return serverFromString(reactor, self["metrics"])
+        except Exception as error:
+            raise UsageError(
+                f"--metrics: {self['metrics']!r} is not a Twisted server endpoint, as "
+                f"tcp:9100:interface=127.0.0.1: {error}"
+            ) from None
+
+    def _accessLog(self) -> ToFile | ToLog | None:
+        """
+        Where records of connections go.
+        """
+        path = self["access-log"]
+        if path is None:
+            return None
+        if path == "-":
+            return ToLog(time.time)
+        try:
+            return ToFile(path, time.time)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"--access-log: {path!r} can't be written: {reason}") from None
 
     def _certificates(self) -> "Certificates":
         """
@@ -313,7 +369,15 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
         write=options["write-timeout"],
         drain=options["drain-timeout"],
     )
-    connections = Connections(reactor, limits)
+    accessLog = options["access-log"]
+    # twist has levels of the log.
+    verbose = options.parent is not None and options.parent.get("logLevel") is LogLevel.debug
+    connections = Connections(
+        reactor,
+        limits,
+        accessLog and accessLog.report,
+        verbose,
+    )
     poller = Poller(reactor)
     certificates = options["certificates"]
 
@@ -338,19 +402,43 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
             ),
         )
 
-    def isListening() -> bool:
-        return all(child.isListening() for child in supervisor if isinstance(child, Listener))
+    def trouble() -> str | None:
+        if not notifier.running:
+            return "starting" if supervisor.running else "draining"
+        listeners = (child for child in supervisor if isinstance(child, Listener))
+        broken = [str(child.name) for child in listeners if not child.isListening()]
+        return f"not listening: {', '.join(broken)}" if broken else None
 
     notifier = Notifier(
         reactor,
         options["manager"],
-        lambda: f"{len(connections)} connections, {connections.lines} lines served",
-        isListening,
+        lambda: f"{len(connections)} connections, {connections.lines()} lines served",
+        lambda: trouble() is None,
         limits.drain,
     )
-    reloads = [notifier.reloading, *([certificates.reload] if certificates else []), notifier.ready]
+    reloads = [notifier.reloading]
+    if certificates:
+        reloads.append(certificates.reload)
+    if accessLog:
+        reloads.append(accessLog.reopen)
+    reloads.append(notifier.ready)
+    metrics = []
+    if options["metrics-endpoint"]:
+        from kvserver.metrics import Collector, MetricsSite, site
+
+        def restarts() -> dict[str, int]:
+            return {wire.name: supervisor.restarts[wire.name] for wire in options["wires"]}
+
+        served = MetricsSite(
+            options["metrics-endpoint"],
+            options["metrics"],
+            site(Collector(connections, restarts), trouble),
+        )
+        # The first to start and the last to stop: it answers while the others drain.
+        metrics.append(ChildSpec("metrics", lambda died: served, permanent=False))
     supervisor = Supervisor(
         [
+            *metrics,
             # It would be no use to restart it: the connections that it knows would be gone.
             ChildSpec("connections", lambda died: connections, permanent=False),
             *map(listenerFor, options["wires"]),

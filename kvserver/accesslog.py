@@ -1,0 +1,147 @@
+"""
+One record a connection, as a line of JSON (RFC 8259).
+"""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+from twisted.logger import Logger
+
+from kvserver.record import Record, shown
+
+
+def line(record: Record, now: float) -> str:
+    """
+    What is said of a connection that has ended.
+
+    @param now: The time, in seconds since the epoch.
+    """
+    return json.dumps(
+        {
+            "time": datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds"),
+            "id": record.number,
+            "listener": record.listener,
+            "peer": shown(record.peer),
+            "client": record.client and shown(record.client),
+            "tls": record.tls,
+            "subject": record.subject,
+            "lines": record.lines,
+            "bytes_in": record.received,
+            "bytes_out": record.sent,
+            "seconds": round(record.seconds or 0.0, 6),
+            "reason": record.ending and record.ending.value,
+        }
+    )
+
+
+class ToLog:
+    """
+    Writes to the log of the daemon.
+    """
+
+    _log = Logger()
+
+    def __init__(self, time: Callable[[], float]) -> None:
+        """
+        @param time: The time, in seconds since the epoch.
+        """
+        self._time = time
+
+    def report(self, record: Record) -> None:
+        """
+        A connection has ended.
+        """
+        self._log.info("{record}", record=line(record, self._time()))
+
+    def reopen(self) -> None:
+        """
+        The log is not ours to open.
+        """
+
+
+class ToFile:
+    """
+    Writes to a file, and never waits for it: a record that can't be written is lost, and that is
+    logged, once until one can be written again.
+    """
+
+    _log = Logger()
+
+    def __init__(self, path: str, time: Callable[[], float]) -> None:
+        """
+        @param time: The time, in seconds since the epoch.
+
+        @raise OSError: The file can't be written to.
+        """
+        self._path = path
+        self._time = time
+        self._lost = 0
+        self._torn = False
+        self._file = self._open()
+
+    def _open(self) -> int:
+        # Not to wait matters with a FIFO that nobody reads.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        return os.open(self._path, flags, 0o640)
+
+    def reopen(self) -> None:
+        """
+        Write to the file that has the path now: a rotation has given the old one another. If it
+        can't be opened the old one is kept.
+        """
+        try:
+            opened = self._open()
+        except OSError as error:
+            self._log.error(
+                "--access-log: {path} can't be opened again: {reason}",
+                path=self._path,
+                reason=error.strerror,
+            )
+        else:
+            os.close(self._file)
+            self._file = opened
+            self._torn = False
+            self._log.info("--access-log: {path} has been opened again", path=self._path)
+
+    def report(self, record: Record) -> None:
+        """
+        A connection has ended.
+        """
+        try:
+            self._write(line(record, self._time()).encode() + b"\n")
+        except OSError as error:
+            if not self._lost:
+                self._log.error(
+                    "--access-log: {path} can't be written: {reason}",
+                    path=self._path,
+                    reason=error.strerror,
+                )
+            self._lost += 1
+        else:
+            if self._lost:
+                self._log.info(
+                    "--access-log: {path} is written again; {count} records are lost",
+                    path=self._path,
+                    count=self._lost,
+                )
+                self._lost = 0
+
+    def _write(self, data: bytes) -> None:
+        """
+        @raise OSError: It can't be written.
+        """
+        if not os.fstat(self._file).st_nlink:
+            # Somebody has removed it; what is written there nobody will read.
+            opened = self._open()
+            os.close(self._file)
+            self._file = opened
+            self._torn = False
+        if self._torn:
+            # The line that did not find room ends here.
+            data = b"\n" + data
+        self._torn = os.write(self._file, data) < len(data)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

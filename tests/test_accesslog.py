@@ -1,0 +1,226 @@
+"""
+The records of connections, and where they are written.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.logger import LogLevel, capturedLogs
+
+from kvserver.accesslog import ToFile, ToLog, line
+from kvserver.protocol import EchoProtocol
+from kvserver.record import Ending, Record, shown
+
+
+def record(number: int = 1) -> Record:
+    """
+    A connection that has ended.
+    """
+    record = Record(number, "tcp:0", IPv4Address("TCP", "192.0.2.1", 1024), 0.0)
+    record.ending = Ending.RESET
+    record.seconds = 1.5
+    return record
+
+
+def now() -> float:
+    """
+    What time it is: a second past the epoch.
+    """
+    return 1.0
+
+
+def test_shown() -> None:
+    """
+    Addresses are written as people write them.
+    """
+    assert shown(IPv4Address("TCP", "192.0.2.1", 1024)) == "192.0.2.1:1024"
+    assert shown(IPv6Address("TCP", "2001:db8::1", 1024)) == "[2001:db8::1]:1024"
+    assert shown(UNIXAddress(b"/x")) == "unix"
+
+
+def test_line() -> None:
+    """
+    A record has all that is known, in a line of JSON.
+    """
+    expected = {
+        "time": "1970-01-01T00:00:01.000+00:00",
+        "id": 1,
+        "listener": "tcp:0",
+        "peer": "192.0.2.1:1024",
+        "client": None,
+        "tls": None,
+        "subject": None,
+        "lines": 0,
+        "bytes_in": 0,
+        "bytes_out": 0,
+        "seconds": 1.5,
+        "reason": "reset",
+    }
+    some = record()
+    assert json.loads(line(some, 1.0)) == expected
+    some.client = IPv6Address("TCP", "::1", 1)
+    some.tls = "TLSv1.3"
+    some.subject = 'CN="\n'
+    some.protocol = EchoProtocol(set())
+    some.protocol.received, some.protocol.lines = 10, 2
+    written = line(some, 1.0)
+    assert "\n" not in written
+    assert json.loads(written) == expected | {
+        "client": "[::1]:1",
+        "tls": "TLSv1.3",
+        "subject": 'CN="\n',
+        "lines": 2,
+        "bytes_in": 10,
+        "bytes_out": 10,
+    }
+
+
+def test_unsent() -> None:
+    """
+    What could not be sent is not counted as sent.
+    """
+    some = record()
+    some.unsent = 3
+    assert some.sent == 0
+    some.protocol = EchoProtocol(set())
+    some.protocol.received = 10
+    assert some.sent == 7
+
+
+def test_toLog() -> None:
+    """
+    The log takes records as information.
+    """
+    with capturedLogs() as logs:
+        ToLog(now).report(record())
+        ToLog(now).reopen()
+    (event,) = logs
+    assert event["log_level"] == LogLevel.info
+    assert json.loads(event["record"])["id"] == 1
+
+
+class File:
+    """
+    An access log in a folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.log = ToFile(str(path), now)
+
+    def numbers(self) -> list[int]:
+        """
+        Of the records that have been written.
+        """
+        return [json.loads(line)["id"] for line in self.path.read_text().splitlines()]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    """
+    An access log.
+    """
+    (tmp_path / "logs").mkdir()
+    return File(tmp_path / "logs" / "access.log")
+
+
+class TestToFile:
+    """
+    A file.
+    """
+
+    def test_appends(self, file: File) -> None:
+        """
+        Each record is there as soon as it is reported, after those of an earlier process.
+        """
+        file.log.report(record(1))
+        assert file.numbers() == [1]
+        File(file.path).log.report(record(2))
+        file.log.report(record(3))
+        assert file.numbers() == [1, 2, 3]
+        assert file.path.stat().st_mode & 0o7 == 0
+
+    def test_reopen(self, file: File, tmp_path: Path) -> None:
+        """
+        After a rotation records go to the new file.
+        """
+        file.log.report(record(1))
+        file.path.rename(tmp_path / "old")
+        file.log.report(record(2))
+        file.log.reopen()
+        file.log.report(record(3))
+        assert file.numbers() == [3]
+        assert len((tmp_path / "old").read_text().splitlines()) == 2
+
+    def test_reopenFails(self, file: File, tmp_path: Path) -> None:
+        """
+        If there can be no new file, the old one stays in use, and the reason is logged.
+        """
+        os.rename(tmp_path / "logs", tmp_path / "moved")
+        with capturedLogs() as logs:
+            file.log.reopen()
+            file.log.report(record(1))
+        (event,) = logs
+        assert event["log_level"] == LogLevel.error
+        assert event["reason"] == "No such file or directory"
+        assert len((tmp_path / "moved" / "access.log").read_text().splitlines()) == 1
+
+    def test_removed(self, file: File) -> None:
+        """
+        A file that somebody has removed is made again.
+        """
+        file.log.report(record(1))
+        file.path.unlink()
+        file.log.report(record(2))
+        assert file.numbers() == [2]
+
+    def test_lost(self, file: File) -> None:
+        """
+        If it can't be made, records are lost; that is one line, and so is the end of it.
+        """
+        file.path.unlink()
+        file.path.parent.rmdir()
+        with capturedLogs() as logs:
+            for number in range(3):
+                file.log.report(record(number))
+            assert [event["log_level"] for event in logs] == [LogLevel.error]
+            file.path.parent.mkdir()
+            file.log.report(record(3))
+        assert file.numbers() == [3]
+        assert [event["log_level"] for event in logs] == [LogLevel.error, LogLevel.info]
+        assert logs[1]["count"] == 3
+
+    def test_full(self) -> None:
+        """
+        A full disk is one line.
+        """
+        log = ToFile("/dev/full", now)
+        with capturedLogs() as logs:
+            for number in range(3):
+                log.report(record(number))
+        assert [event["reason"] for event in logs] == ["No space left on device"]
+
+    def test_torn(self, file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        A record that found no room for its end does not spoil the next one.
+        """
+        write = os.write
+        with capturedLogs():
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+                file.log.report(record(1))
+            file.log.report(record(2))
+        torn, whole = file.path.read_text().splitlines()
+        assert len(torn) == 10
+        assert json.loads(whole)["id"] == 2
+
+    def test_fifo(self, tmp_path: Path) -> None:
+        """
+        A FIFO that nobody reads is not waited for.
+        """
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(OSError, match="No such device"):
+            ToFile(str(tmp_path / "fifo"), now)

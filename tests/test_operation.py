@@ -1,0 +1,495 @@
+"""
+What an operator sees of the real daemon: access log, metrics, health.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.clients import LINES, ask, connect, exchange, program, reset, stick
+from tests.daemon import PATIENCE, TWIST, Daemon, quietPort, waitFor
+from tests.sabotage import Sabotaged
+from tests.wires import PROXY_V1, Authority, TLSClient
+
+README = Path(__file__).parents[1] / "README.rst"
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """
+    What the access log has.
+    """
+    return [json.loads(line) for line in (folder / "access.log").read_text().splitlines()]
+
+
+def endings(folder: Path) -> list[str]:
+    """
+    How connections have ended, without the one that each L{Daemon} begins with.
+    """
+    return [record["reason"] for record in records(folder)[1:]]
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """
+    Ask the metrics site.
+
+    @return: The status and the body.
+    """
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def samples(port: int) -> dict[str, float]:
+    """
+    The metrics, by name and labels.
+    """
+    _, body = get(port, "/metrics")
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+    }
+
+
+def watched(port: int) -> tuple[str, ...]:
+    """
+    The options for an access log, and metrics at that port.
+    """
+    return ("--access-log=access.log", f"--metrics=tcp:{port}:interface=127.0.0.1")
+
+
+def hello(client: Any) -> None:
+    """
+    One line.
+    """
+    assert ask(client, b"hello\n") == b"hello\n"
+
+
+# One act for each way that a connection may end.
+
+
+def closes(daemon: Daemon) -> None:
+    """
+    The client closes.
+    """
+    with connect(daemon.port) as client:
+        assert exchange(client, [b"1\n2\n3"]) == b"1\n2\n3"
+
+
+def resets(daemon: Daemon) -> None:
+    """
+    The client resets.
+    """
+    client = connect(daemon.port)
+    hello(client)
+    reset(client)
+
+
+def idles(daemon: Daemon) -> None:
+    """
+    The client does nothing.
+    """
+    with connect(daemon.port) as client:
+        assert client.recv(1) == b""
+
+
+def stalls(daemon: Daemon) -> None:
+    """
+    The client does not read.
+    """
+    with connect(daemon.port) as client:
+        stick(client)
+        waitFor(lambda: len(endings(daemon.log.parent)) == 1, "the end")
+
+
+def rests(daemon: Daemon) -> None:
+    """
+    The client is at rest when the daemon stops.
+    """
+    with connect(daemon.port) as client:
+        hello(client)
+        daemon.stop()
+
+
+def stallsAtTheEnd(daemon: Daemon) -> None:
+    """
+    The client does not read when the daemon stops.
+    """
+    with connect(daemon.port) as client:
+        stick(client)
+        daemon.stop()
+
+
+def crowds(daemon: Daemon) -> None:
+    """
+    The client has one connection too many.
+    """
+    with connect(daemon.port) as one:
+        hello(one)
+        with connect(daemon.port) as two, contextlib.suppress(ConnectionResetError):
+            assert two.recv(1) == b""
+        waitFor(lambda: len(endings(daemon.log.parent)) == 1, "the end")
+        daemon.stop(signal.SIGKILL)
+
+
+def babbles(daemon: Daemon) -> None:
+    """
+    The client of the second listener says what is neither TLS nor a PROXY header.
+    """
+    with connect(int(daemon.listening[1])) as client:
+        client.sendall(b"hello\n" * 10)
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(100):
+                pass
+
+
+def breaks(daemon: Daemon) -> None:
+    """
+    The client meets a fault of the daemon.
+    """
+    assert isinstance(daemon, Sabotaged)
+    daemon.sabotage("raise")
+    with connect(daemon.port) as client:
+        client.sendall(b"raise\n")
+        assert client.recv(1) == b""
+
+
+PLAIN = ("--port=0",)
+
+
+@pytest.mark.parametrize(
+    ("reason", "options", "act"),
+    [
+        ("client_closed", PLAIN, closes),
+        ("reset", PLAIN, resets),
+        ("idle_timeout", (*PLAIN, "--idle-timeout=1"), idles),
+        ("write_timeout", (*PLAIN, "--write-timeout=1"), stalls),
+        ("drained", PLAIN, rests),
+        ("aborted", (*PLAIN, "--drain-timeout=1"), stallsAtTheEnd),
+        ("refused", (*PLAIN, "--max-connections-per-source=1"), crowds),
+        ("handshake_failed", ("--listen", "tcp:0", "--listen", "tls:tcp:0"), babbles),
+        ("proxy_header", ("--listen", "tcp:0", "--listen", "proxy:tcp:0"), babbles),
+        ("error", PLAIN, breaks),
+    ],
+)
+def test_ending(
+    tmp_path: Path,
+    authority: Authority,
+    reason: str,
+    options: tuple[str, ...],
+    act: Callable[[Daemon], None],
+) -> None:
+    """
+    Each way to end has its reason, and its record.
+    """
+    if "tls:tcp:0" in options:
+        certificate, key = authority.issue("localhost")
+        options += (f"--tls-certificate={certificate}", f"--tls-private-key={key}")
+    metrics = quietPort()
+    with Sabotaged(tmp_path, *options, *watched(metrics)) as daemon:
+        act(daemon)
+        waitFor(lambda: endings(tmp_path) == [reason], "the record")
+        (record,) = records(tmp_path)[1:]
+        assert record["listener"] == (options[3] if "--listen" in options else "tcp:0")
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", record["peer"])
+        assert (record["client"], record["subject"]) == (None, None)
+        assert 0 <= record["seconds"] < PATIENCE
+        if act is closes:
+            assert (record["lines"], record["bytes_in"], record["bytes_out"]) == (2, 5, 5)
+        elif act in (stalls, stallsAtTheEnd):
+            assert record["bytes_in"] - record["bytes_out"] > 0
+        if daemon.process.poll() is None:
+            assert samples(metrics)[f"kvserver_connections_ended_total {reason}"] >= 1
+
+
+def test_sums(tmp_path: Path, authority: Authority) -> None:
+    """
+    The sums of the access log are the metrics; who came by PROXY and TLS is named.
+    """
+    certificate, key = authority.issue("localhost")
+    metrics = quietPort()
+    options = (
+        *("--listen", "tcp:0", "--listen", "proxy:tls:tcp:0", *watched(metrics)),
+        *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
+        f"--tls-client-ca={authority.certificate}",
+    )
+    with Daemon(tmp_path, *options) as daemon:
+        for _ in range(20):
+            closes(daemon)
+            resets(daemon)
+        with connect(daemon.port) as client:
+            assert exchange(client, [LINES]) == LINES
+        raw = connect(int(daemon.listening[1]))
+        raw.sendall(PROXY_V1)
+        with TLSClient(raw, authority.client(authority.issue("client"))) as secured:
+            hello(secured)
+        stuck = connect(daemon.port)
+        stick(stuck)
+        reset(stuck)
+        waitFor(lambda: len(records(tmp_path)) == 44, "all records")
+        found, logged = samples(metrics), records(tmp_path)
+        assert found["kvserver_connections"] == 0
+        assert found["kvserver_connections_accepted_total"] == len(logged)
+        assert {record["id"] for record in logged} == set(range(1, len(logged) + 1))
+        assert found["kvserver_connection_duration_seconds_count"] == len(logged)
+        for name, field in ("lines", "lines"), ("received_bytes", "bytes_in"):
+            assert found[f"kvserver_{name}_total"] == sum(record[field] for record in logged)
+        assert found["kvserver_sent_bytes_total"] == sum(record["bytes_out"] for record in logged)
+        reasons = Counter(record["reason"] for record in logged)
+        assert reasons["reset"] >= 21
+        for reason, count in reasons.items():
+            assert found[f"kvserver_connections_ended_total {reason}"] == count
+        (secure,) = (record for record in logged if record["tls"])
+        assert (secure["client"], secure["tls"]) == ("192.0.2.1:1024", "TLSv1.3")
+        assert secure["subject"] == "CN=client"
+        assert (secure["lines"], secure["bytes_in"], secure["bytes_out"]) == (1, 6, 6)
+
+
+def load(daemon: Daemon, rounds: int) -> None:
+    """
+    Clients that lose nothing.
+    """
+    text = LINES[:10_000]
+    for _ in range(rounds):
+        with connect(daemon.port) as client:
+            assert exchange(client, [text]) == text
+
+
+def test_lostLog(tmp_path: Path) -> None:
+    """
+    An access log whose folder is removed under load harms nobody, and is one error line; after HUP,
+    when the folder is there again, records are written.
+    """
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    with Daemon(tmp_path, "--port=0", "--access-log=logs/access.log") as daemon:
+        load(daemon, 20)
+        shutil.rmtree(logs)
+        load(daemon, 20)
+        assert daemon.logs("[kvserver.accesslog.ToFile#error]") == 1
+        assert daemon.logs("can't be written: No such file or directory") == 1
+        logs.mkdir()
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.waitForLog("has been opened again")
+        load(daemon, 20)
+        waitFor(lambda: len(records(logs)) >= 20, "new records")
+        assert "Traceback" not in daemon.log.read_text()
+
+
+def test_fullDisk(tmp_path: Path) -> None:
+    """
+    A full disk harms nobody, and is one error line.
+    """
+    with Daemon(tmp_path, "--port=0", "--access-log=/dev/full") as daemon:
+        load(daemon, 20)
+        assert daemon.logs("[kvserver.accesslog.ToFile#error]") == 1
+        assert daemon.logs("can't be written: No space left on device") == 1
+
+
+def test_readyWhileBroken(tmp_path: Path) -> None:
+    """
+    While a listening socket is broken we are not ready, and afterwards we are.
+    """
+    metrics = quietPort()
+    with Sabotaged(tmp_path, "--port=0", *watched(metrics)) as daemon:
+        assert get(metrics, "/readyz") == (200, "ready\n")
+        # The listener may find out before we ask; not each time.
+        for restarts in range(1, 4):
+            daemon.sabotage("close")
+            answer = get(metrics, "/readyz")
+            daemon.waitForLog("died, and is restarted", restarts)
+            assert samples(metrics)["kvserver_listener_restarts_total tcp:0"] == restarts
+            assert get(metrics, "/readyz") == (200, "ready\n")
+            if answer == (503, "not listening: tcp:0\n"):
+                return
+    raise AssertionError(answer)
+
+
+def test_readyWhileDraining(tmp_path: Path) -> None:
+    """
+    While the daemon drains it answers: it is alive, it is not ready, it drains.
+    """
+    metrics = quietPort()
+    with Daemon(tmp_path, "--port=0", *watched(metrics)) as daemon, connect(daemon.port) as client:
+        stick(client)
+        daemon.process.send_signal(signal.SIGTERM)
+        waitFor(lambda: get(metrics, "/readyz") == (503, "draining\n"), "draining")
+        assert get(metrics, "/healthz") == (200, "alive\n")
+        assert samples(metrics)["kvserver_draining"] == 1
+        assert samples(metrics)["kvserver_connections"] == 1
+
+
+def test_jsonLog(tmp_path: Path) -> None:
+    """
+    C{twist --log-format=json} logs JSON, with the level and the fields of each event, and with
+    --log-level=debug also the life of each connection.
+    """
+    command = (TWIST, "--log-format=json", "--log-level=debug")
+    port = quietPort()
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, "kvserver", f"--port={port}", "--access-log=-"], stdout=file, stderr=file
+        )
+    try:
+        waitFor(lambda: "Accepting" in log.read_text(), "it listens")
+        with connect(port) as client:
+            assert ask(client, b"secret\n") == b"secret\n"
+        waitFor(lambda: "client_closed" in log.read_text(), "the end")
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+    assert "secret" not in log.read_text()
+    # Each after a record separator (RFC 7464).
+    events = [json.loads(event) for event in log.read_text().split("\x1e")[1:]]
+    by = {event["log_format"]: event for event in events if event.get("log_format")}
+    assert by["Accepting connections on {address}{layers}"]["address"] == f"port {port}"
+    begun = by["Connection {number} from {peer} on {listener}"]
+    assert begun["log_level"]["name"] == "debug"
+    assert (begun["number"], begun["listener"]) == (1, f"tcp:{port}")
+    assert json.loads(by["{record}"]["record"])["lines"] == 1
+
+
+def test_repeatedWarnings(tmp_path: Path) -> None:
+    """
+    What many connections of one source bring about is one warning.
+    """
+    with Daemon(tmp_path, "--listen", "tcp:0", "--listen", "proxy:tcp:0") as daemon:
+        for _ in range(20):
+            babbles(daemon)
+        assert daemon.logs("#warn]") == 1
+        assert daemon.logs("hello") == 0
+
+
+class TestCannotStart:
+    """
+    What is wrong is said in one line.
+    """
+
+    def test_metricsPortInUse(self, tmp_path: Path) -> None:
+        """
+        The port of the metrics.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(AssertionError):
+                Daemon(tmp_path, "--port=0", f"--metrics=tcp:{port}:interface=127.0.0.1")
+        log = (tmp_path / "daemon.log").read_text()
+        line = f"Cannot listen on tcp:{port}:interface=127.0.0.1: Address already in use"
+        assert log.count(line) == 1
+        assert "Traceback" not in log
+
+
+# Prometheus.
+
+
+def block(begin: str) -> str:
+    """
+    The block in the README that begins so.
+    """
+    (found,) = re.findall(
+        rf"^    {re.escape(begin)}.*(?:\n(?:    .*)?)*", README.read_text(), re.MULTILINE
+    )
+    return re.sub("^    ", "", str(found), flags=re.MULTILINE)
+
+
+def test_promtool(tmp_path: Path) -> None:
+    """
+    promtool has nothing to say against the metrics, nor against the README's alerts.
+    """
+    promtool = program("promtool")
+    metrics = quietPort()
+    with Daemon(tmp_path, "--port=0", *watched(metrics)):
+        _, body = get(metrics, "/metrics")
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=body, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    (tmp_path / "rules.yml").write_text(block("groups:"))
+    subprocess.run([promtool, "check", "rules", str(tmp_path / "rules.yml")], check=True)
+
+
+@contextlib.contextmanager
+def started(folder: Path, port: int, *command: str) -> Iterator[None]:
+    """
+    A program that answers HTTP at a port.
+    """
+    with (folder / "program.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+
+    def ready() -> bool:
+        assert process.poll() is None, (folder / "program.log").read_text()
+        with contextlib.suppress(OSError):
+            return get(port, "/-/healthy")[0] < 500
+        return False
+
+    try:
+        waitFor(ready, command[0])
+        yield
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_prometheus(tmp_path: Path) -> None:
+    """
+    A real Prometheus scrapes the daemon.
+    """
+    prometheus = program("prometheus")
+    metrics, port = quietPort(), quietPort()
+    with Daemon(tmp_path, "--port=0", *watched(metrics)) as daemon:
+        # Two that are free at the same time.
+        port = quietPort()
+        (tmp_path / "prometheus.yml").write_text(
+            "global: {scrape_interval: 1s}\n"
+            "scrape_configs:\n"
+            "- job_name: kvserver\n"
+            f"  static_configs: [targets: ['127.0.0.1:{metrics}']]\n"
+        )
+        command = (
+            *(prometheus, "--config.file=prometheus.yml", "--storage.tsdb.path=data"),
+            f"--web.listen-address=127.0.0.1:{port}",
+        )
+        with connect(daemon.port), started(tmp_path, port, *command):
+
+            def connections() -> bool:
+                status, body = get(port, "/api/v1/query?query=kvserver_connections")
+                # At first it is not ready.
+                return status == 200 and [
+                    r["value"][1] for r in json.loads(body)["data"]["result"]
+                ] == ["1"]
+
+            waitFor(connections, "a sample")
+
+
+def test_blackboxExporter(tmp_path: Path) -> None:
+    """
+    The README's configuration of blackbox_exporter probes the echo from end to end.
+    """
+    exporter = program("prometheus-blackbox-exporter", "blackbox_exporter")
+    (tmp_path / "blackbox.yml").write_text(block("modules:"))
+    with Daemon(tmp_path) as daemon:
+        port = quietPort()
+        where = f"--web.listen-address=127.0.0.1:{port}"
+        with started(tmp_path, port, exporter, "--config.file=blackbox.yml", where):
+            probe = f"/probe?module=kvserver_echo&target=127.0.0.1:{daemon.port}"
+            assert "\nprobe_success 1\n" in get(port, probe)[1]
+            daemon.stop()
+            assert "\nprobe_success 0\n" in get(port, probe)[1]
