@@ -133,7 +133,7 @@ class Poller:
         The reactor ends, and all that it has watched.
         """
         for descriptor in self.removeAll():
-            descriptor.connectionLost(reason)
+            self._lose(descriptor, reason)
 
     def doRead(self) -> None:
         """
@@ -152,7 +152,8 @@ class Poller:
                     reads = True
                     why = descriptor.doRead()
                 else:
-                    # A reset shows as neither of both; to read and to write says what it is.
+                    # A hang-up or an error may show as neither of both: to read or to write says
+                    # what it is.
                     wanted = self._events[number]
                     if event & ~select.EPOLLOUT and wanted & select.EPOLLIN:
                         reads = True
@@ -163,8 +164,12 @@ class Poller:
                 if why is not None:
                     self._end(descriptor, why, reads)
             except Exception as error:
-                self._log.failure("A connection failed, and is closed", level=LogLevel.error)
-                self._fail(descriptor, error)
+                self._log.failure(
+                    "{connection} failed, and is closed",
+                    connection=descriptor.logPrefix(),
+                    level=LogLevel.error,
+                )
+                self._lose(descriptor, Failure(error))
 
     def _end(self, descriptor: Any, why: Exception, reads: bool) -> None:
         """
@@ -178,10 +183,17 @@ class Poller:
         else:
             descriptor.connectionLost(_DONE)
 
-    def _fail(self, descriptor: Any, error: Exception) -> None:
+    def _lose(self, descriptor: Any, reason: Failure) -> None:
+        """
+        End a connection, even if it fails once more.
+        """
         try:
-            descriptor.connectionLost(Failure(error))
+            descriptor.connectionLost(reason)
         except Exception:
-            self._log.failure("A connection failed while it was closed", level=LogLevel.error)
+            self._log.failure(
+                "{connection} failed while it was closed",
+                connection=descriptor.logPrefix(),
+                level=LogLevel.error,
+            )
         self.removeReader(descriptor)
         self.removeWriter(descriptor)

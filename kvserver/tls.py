@@ -173,11 +173,20 @@ class _Session(SSL.Connection):
         except SSL.Error as error:
             self._layer.handshakeFailed(error)
             raise
+        self._layer.handshakeDone(self.get_protocol_version_name(), self._subject())
+
+    def _subject(self) -> str | None:
+        """
+        That of the client's certificate, if it has shown one.
+        """
         certificate = self.get_peer_certificate()
-        subject = None
-        if certificate is not None:
-            subject = certificate.to_cryptography().subject.rfc4514_string()
-        self._layer.handshakeDone(self.get_protocol_version_name(), subject)
+        if certificate is None:
+            return None
+        try:
+            return certificate.to_cryptography().subject.rfc4514_string()
+        except ValueError:
+            # OpenSSL takes names in encodings that this library does not.
+            return None
 
     def recv(self, bufsiz: int, flags: int | None = None) -> bytes:
         """
@@ -190,8 +199,8 @@ class _Session(SSL.Connection):
             raise
         except SSL.WantReadError:
             raise
-        except SSL.Error:
-            self._layer.broken()
+        except SSL.Error as error:
+            self._layer.broken(error)
             raise
 
 
@@ -210,6 +219,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
     _handshake: IDelayedCall | None = None
     _close: IDelayedCall | None = None
     _ended = False
+    _lost = False
     received = 0
 
     def makeConnection(self, transport: Any) -> None:
@@ -225,7 +235,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
         Decrypt.
         """
         self.received += len(data)
-        super().dataReceived(data)
+        # Each line may come in a record of its own, and go back in one; not each in a segment.
+        self.transport.cork()
+        try:
+            super().dataReceived(data)
+        finally:
+            self.transport.uncork()
 
     def handshakeDone(self, version: str, subject: str | None) -> None:
         """
@@ -244,23 +259,29 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         The handshake has failed; the peer is told by an alert.
         """
-        self.transport.record.ending = Ending.HANDSHAKE_FAILED
+        self.transport.record.ends(Ending.HANDSHAKE_FAILED)
         self.factory.connections.warnOfSource(
             self.getPeer(),
             "TLS handshake with {source} failed: {reason}",
             reason=_reasons(error),
         )
 
-    def broken(self) -> None:
+    def broken(self, error: SSL.Error) -> None:
         """
         What the peer has sent can't be decrypted. Twisted closes now, which a transport does not do
         while it has a producer.
         """
-        self.transport.record.ending = Ending.ERROR
+        if self._lost:
+            # Twisted has looked whether there was more when the connection was gone already.
+            return
+        self.transport.record.ends(Ending.RESET)
+        self.factory.connections.warnOfSource(
+            self.getPeer(), "TLS with {source} is broken: {reason}", reason=_reasons(error)
+        )
         self.unregisterProducer()
 
     def _late(self) -> None:
-        self.transport.record.ending = Ending.HANDSHAKE_FAILED
+        self.transport.record.ends(Ending.HANDSHAKE_FAILED)
         self.factory.connections.warnOfSource(
             self.getPeer(),
             "TLS handshake with {source} failed: {reason}",
@@ -274,6 +295,12 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         if not self._ended:
             self._ended = True
+            record = self.transport.record
+            if record.tls is None and self.received:
+                record.ends(Ending.HANDSHAKE_FAILED)
+            else:
+                # Without a byte it was a health check.
+                record.ends(Ending.CLIENT_CLOSED)
             self.wrappedProtocol.readConnectionLost()
 
     def readConnectionLost(self) -> None:
@@ -301,6 +328,7 @@ class TLSLayer(TLSMemoryBIOProtocol):
         """
         The connection is gone.
         """
+        self._lost = True
         super().connectionLost(reason)
         for call in self._handshake, self._close:
             if call is not None and call.active():

@@ -22,6 +22,11 @@ class Transport(Server):
     peer of an IPv6 socket as IPv4, the client of a balancer as the balancer saw it.
     """
 
+    # May a write go to the socket, or must it wait for what came before?
+    _direct = True
+    _corked: list[bytes] | None = None
+    _inputEnds = False
+
     def __init__(
         self,
         accepted: socket.socket,
@@ -70,10 +75,8 @@ class Transport(Server):
         Twisted would wait until the reactor says that the socket takes something, which is a system
         call to ask for that, one to take it back, and one more turn of the reactor for each line.
         """
-        record = self.record
-        if record.unsent or not self.connected:
-            record.unsent += len(data)
-            super().write(data)
+        if not self._direct:
+            self._hold(data)
             return
         try:
             sent = self.socket.send(data)
@@ -81,13 +84,40 @@ class Transport(Server):
             # Either it takes nothing now, or there is an error, which comes again in its own turn.
             sent = 0
         if sent < len(data):
-            record.unsent = len(data) - sent
-            super().write(data[sent:])
+            self._hold(data[sent:])
             producer: Any = self.producer
-            if producer is not None and not self.producerPaused:
+            if producer is not None and self.streamingProducer and not self.producerPaused:
                 # Twisted would wait until a buffer is full. Nothing is read while anything waits.
                 self.producerPaused = True
                 producer.pauseProducing()
+
+    def _hold(self, data: bytes) -> None:
+        """
+        Send later.
+        """
+        self._direct = False
+        if self._corked is not None:
+            self._corked.append(data)
+            return
+        self.record.unsent += len(data)
+        super().write(data)
+
+    def cork(self) -> None:
+        """
+        Hold what is written from now on. It is to be sent with one system call, and in as few
+        segments as may be, by L{uncork}, which must follow in the same turn of the reactor.
+        """
+        self._direct = False
+        self._corked = []
+
+    def uncork(self) -> None:
+        """
+        Send what has been held.
+        """
+        held, self._corked = self._corked, None
+        self._direct = bool(self.connected and not self.record.unsent)
+        if held:
+            self.write(b"".join(held))
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         """
@@ -102,6 +132,7 @@ class Transport(Server):
         sent = super().writeSomeData(data)
         if isinstance(sent, int):
             self.record.unsent -= sent
+            self._direct = not self.record.unsent and self._corked is None
         return sent
 
     def readConnectionLost(self, reason: Failure) -> None:
@@ -109,21 +140,41 @@ class Transport(Server):
         The peer sends no more. If then everything has been sent, and the protocol has closed, the
         connection ends now, and not in another turn of the reactor.
         """
-        super().readConnectionLost(reason)
-        if self.disconnecting and self.connected and not self.record.unsent:
+        self._inputEnds = True
+        try:
+            super().readConnectionLost(reason)
+        finally:
+            self._inputEnds = False
+        if self.disconnecting and self._hasSentAll():
             self.connectionLost(reason)
+
+    def loseConnection(self, *reason: Any) -> None:
+        """
+        Close when all has been sent.
+        """
+        if self._inputEnds and self._hasSentAll():
+            # L{readConnectionLost} goes on from here.
+            self.disconnecting = True
+        else:
+            super().loseConnection(*reason)
+
+    def _hasSentAll(self) -> bool:
+        """
+        Has everything been sent?
+        """
+        return bool(self.connected and not self.record.unsent)
 
     def connectionLost(self, reason: Failure) -> None:
         """
         The connection is gone.
         """
+        self._direct = False
         try:
             super().connectionLost(reason)
         finally:
             # Twisted may say it twice.
             if self.record.seconds is None:
-                if self.record.ending is None:
-                    self.record.ending = _endingFor(reason)
+                self.record.ends(_endingFor(reason))
                 self._ended(self.record)
                 # Nothing is left that only the garbage collector could find.
                 self.record.protocol = None

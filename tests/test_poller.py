@@ -310,8 +310,13 @@ class TestPoller:
         When the reactor ends so do the connections.
         """
         one, _, _ = house.enter()
-        house.poller.connectionLost(connectionDone)
-        assert one.events == [ConnectionDone]
+        two, _, _ = house.enter()
+        one.connectionLost = lambda reason: 1 / 0  # type: ignore[assignment, misc]
+        with capturedLogs() as logs:
+            house.poller.connectionLost(connectionDone)
+        assert two.events == [ConnectionDone]
+        assert len(house.ended) == 2
+        assert logs[0]["connection"] == "Recorder,0,unix"
 
 
 class TestTransport:
@@ -367,6 +372,9 @@ class TestTransport:
         house.turn()
         house.turn()
         assert protocol.events == ["resumed", b"unread"]
+        # Much at once.
+        fill(transport)
+        assert protocol.paused == 2
         transport.unregisterProducer()
 
     def test_error(self, house: House) -> None:
@@ -382,6 +390,68 @@ class TestTransport:
         assert protocol.events == [ConnectionLost]
         transport.write(b"x")
         assert house.poller.removeAll() == []
+
+    def test_writeAfterTheEnd(self, house: House) -> None:
+        """
+        Nothing is written to a connection that has ended.
+        """
+        _, transport, _ = house.enter()
+        transport.connectionLost(connectionDone)
+        transport.write(b"x")
+        transport.cork()
+        transport.write(b"x")
+        transport.uncork()
+
+    def test_cork(self, house: House) -> None:
+        """
+        What is written while it is corked is sent when it is not any more, after what waited.
+        """
+        _, transport, peer = house.enter()
+        transport.cork()
+        transport.uncork()
+        transport.cork()
+        transport.write(b"one\n")
+        transport.writeSequence([b"two\n"])
+        peer.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            peer.recv(100)
+        transport.uncork()
+        assert peer.recv(100) == b"one\ntwo\n"
+        peer.settimeout(10)
+        fill(transport)
+        transport.cork()
+        transport.write(b"three\n")
+        transport.uncork()
+        transport.write(b"four\n")
+        assert drain(peer, len(PLENTY) + 11, house) == PLENTY + b"three\nfour\n"
+        house.turn()
+        assert transport.record.unsent == 0
+
+    def test_closeCorked(self, house: House) -> None:
+        """
+        A close that comes while it is corked waits for what is held.
+        """
+        protocol, transport, peer = house.enter()
+        transport.cork()
+        transport.write(b"goodbye\n")
+        transport.loseConnection()
+        transport.uncork()
+        house.turn()
+        assert peer.recv(100) == b"goodbye\n"
+        assert peer.recv(100) == b""
+        assert protocol.events == [ConnectionDone]
+
+    def test_closeAfterTheEnd(self, house: House) -> None:
+        """
+        A protocol that closes later than it hears of the end of input is closed then.
+        """
+        protocol, transport, peer = house.enter()
+        directlyProvides(protocol, IHalfCloseableProtocol)
+        peer.shutdown(socket.SHUT_WR)
+        house.turn()
+        transport.loseConnection()
+        house.turn()
+        assert protocol.events == ["end", ConnectionDone]
 
     def test_closeAtTheEnd(self, house: House) -> None:
         """

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.benchmark.report import chart, table
-from tests.benchmark.servers import EMPTY, Running, Server, load, running, servers
+from tests.benchmark.servers import EMPTY, Running, Server, load, running, servers, versions
 from tests.clients import manyDescriptors
 
 REPEAT = 5
@@ -150,6 +150,7 @@ def main(arguments: list[str]) -> None:
         folder = Path(scratch)
         program = load(folder)
         found = servers(folder, not options.quick)
+        peers = versions(folder)
         for number in range(1 if options.quick else REPEAT):
             for server in found:
                 print(f"{number + 1}: {server.name}", file=sys.stderr)
@@ -161,7 +162,7 @@ def main(arguments: list[str]) -> None:
         for key, some in samples.items()
     }
     names = [server.name for server in found]
-    text = table(results, names, [workload.name for workload in WORKLOADS])
+    text = table(results, names, [workload.name for workload in WORKLOADS], peers)
     print(text)
     if options.output:
         (options.output / "results.rst").write_text(text)

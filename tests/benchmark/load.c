@@ -1,5 +1,5 @@
 /*
- * The load: clients in one thread, on epoll. When all of them are connected, and one line of each has
+ * The load: clients in one thread, on epoll. When all of them are connected, and one batch of each has
  * come back, it says READY and waits for a line; then it begins. It prints one line of JSON, and ends
  * when its standard input does.
  *
@@ -8,9 +8,9 @@
  *     load PORT connect CLIENTS SIZE SECONDS
  *         each client connects, has one line echoed, closes, and begins again
  *     load PORT hold CLIENTS
- *         each client stays
+ *         each client has one line echoed, and stays
  *
- * It sends to 127.0.0.1 only.
+ * It sends to 127.0.0.1 only, and ends within a minute of what it is to do.
  */
 
 #define _GNU_SOURCE
@@ -181,12 +181,14 @@ int main(int argc, char **argv)
         join(&all[i], joined++);
         watch(&all[i], EPOLL_CTL_ADD, EPOLLIN);
         if (!connecting) {
-            /* One line to warm up: from now on the server knows this client. */
-            push(&all[i]);
-            while (!pull(&all[i]))
+            /* One batch to warm up: from now on the server knows this client. */
+            alarm(60);
+            while (!push(&all[i]) | !pull(&all[i]))
                 ;
         }
     }
+    /* Whatever happens, it ends. */
+    alarm(seconds + 60);
     puts("READY");
     fflush(stdout);
     await();

@@ -93,23 +93,31 @@ def at(results: Results, names: Sequence[str], workload: str) -> str:
     """
     One workload: all servers, all figures.
     """
-    head = ["server", "CPU a line, us", "lines a second", "MB a second", "p50, us", "p99, us"]
+    head = [
+        *("server", "CPU a line, us", "lines a second", "MB a second", "p50, us", "p99, us"),
+        *("server busy, %", "load busy, %"),
+    ]
     rows = []
     for name in names:
         if (name, workload) in results:
             values = results[name, workload]
             figures = [values["cpu"], values["lines"], values["bytes"] / 1e6]
             cells = map(number, [*figures, values["p50"], values["p99"]])
-            rows.append([name, *cells, _ratio(results, workload, "cpu", name)])
+            busy = (f"{values[part] * 100:.0f}" for part in ("busy", "load"))
+            rows.append([name, *cells, *busy, _ratio(results, workload, "cpu", name)])
     return grid([*head, "kvserver's CPU : its"], rows)
 
 
-def table(results: Results, names: Sequence[str], workloads: Sequence[str]) -> str:
+def table(results: Results, names: Sequence[str], workloads: Sequence[str], versions: str) -> str:
     """
     All that has been measured.
+
+    @param versions: Those of the peers.
     """
     parts = [
-        f"Measured by ``python -m tests.benchmark`` on {machine()}. Medians.",
+        f"Measured by ``python -m tests.benchmark`` on {machine()}, {versions}. Medians.",
+        "Where the load is busy to about 100 %, the server would have done more: its lines and\n"
+        "bytes a second are then those of the load, and only the CPU time can be compared.",
         summary(results, names),
     ]
     rows = []

@@ -107,6 +107,34 @@ def servers(folder: Path, install: bool) -> list[Server]:
     return found
 
 
+_OTP = 'io:format("OTP ~s~n", [erlang:system_info(otp_release)]), halt().'
+
+VERSIONS = (
+    ("cc", "--version"),
+    ("go", "version"),
+    (
+        "erl",
+        "-noinput",
+        "-eval",
+        'io:format("OTP ~s~n", [erlang:system_info(otp_release)]), halt().',
+    ),
+)
+
+
+def versions(folder: Path) -> str:
+    """
+    Those of what has been built.
+    """
+    uvloop = str(folder / "uvloop" / "bin" / "python")
+    ask = (uvloop, "-c", "import uvloop; print('uvloop', uvloop.__version__)")
+    found = []
+    for command in (*VERSIONS, ask):
+        if shutil.which(command[0]):
+            printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            found.append(printed.splitlines()[0])
+    return ", ".join(found)
+
+
 class Running:
     """
     A server that has been started.

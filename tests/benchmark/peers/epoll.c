@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 
-static char buffer[1 << 16];
+static char buffer[1 << 18];
 
 static void echo(int fd)
 {
