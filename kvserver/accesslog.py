@@ -7,9 +7,12 @@ import json
 import os
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
+from typing import Any
 
 from twisted.logger import Logger
 
+from kvserver.connections import REPEATED, OncePerMinute
 from kvserver.record import Record, shown
 
 
@@ -65,27 +68,52 @@ class ToLog:
 class ToFile:
     """
     Writes to a file, and never waits for it: a record that can't be written is lost, and that is
-    logged, once until one can be written again.
+    logged, once a minute as long as it goes on.
     """
 
     _log = Logger()
 
-    def __init__(self, path: str, time: Callable[[], float]) -> None:
+    def __init__(
+        self, path: str, time: Callable[[], float], reactor: Any, owner: tuple[int, int] = (-1, -1)
+    ) -> None:
         """
         @param time: The time, in seconds since the epoch.
 
+        @param reactor: Provides C{IReactorTime}.
+
+        @param owner: The numbers of the user and group that the file is to have, so that they can
+            open it again; -1: as it is.
+
         @raise OSError: The file can't be written to.
         """
-        self._path = path
+        # Later another folder may be the working directory.
+        self._path = os.path.abspath(path)
         self._time = time
-        self._lost = 0
-        self._torn = False
+        self._oncePerMinute = OncePerMinute(reactor)
         self._file = self._open()
+        if owner != (-1, -1):
+            os.fchown(self._file, *owner)
 
     def _open(self) -> int:
         # Not to wait matters with a FIFO that nobody reads.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        return os.open(self._path, flags, 0o640)
+        opened = os.open(self._path, flags, 0o640)
+        self._torn = self._endsTorn()
+        return opened
+
+    def _endsTorn(self) -> bool:
+        """
+        Does the file end in the middle of a line, for which there was no room?
+        """
+        try:
+            if not os.path.isfile(self._path):
+                return False
+            with open(self._path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 1))
+                return file.read() not in (b"", b"\n")
+        except OSError:
+            return False
 
     def reopen(self) -> None:
         """
@@ -93,7 +121,7 @@ class ToFile:
         can't be opened the old one is kept.
         """
         try:
-            opened = self._open()
+            self._openAgain()
         except OSError as error:
             self._log.error(
                 "--access-log: {path} can't be opened again: {reason}",
@@ -101,10 +129,12 @@ class ToFile:
                 reason=error.strerror,
             )
         else:
-            os.close(self._file)
-            self._file = opened
-            self._torn = False
             self._log.info("--access-log: {path} has been opened again", path=self._path)
+
+    def _openAgain(self) -> None:
+        opened = self._open()
+        os.close(self._file)
+        self._file = opened
 
     def report(self, record: Record) -> None:
         """
@@ -113,21 +143,11 @@ class ToFile:
         try:
             self._write(line(record, self._time()).encode() + b"\n")
         except OSError as error:
-            if not self._lost:
-                self._log.error(
-                    "--access-log: {path} can't be written: {reason}",
-                    path=self._path,
-                    reason=error.strerror,
-                )
-            self._lost += 1
-        else:
-            if self._lost:
-                self._log.info(
-                    "--access-log: {path} is written again; {count} records are lost",
-                    path=self._path,
-                    count=self._lost,
-                )
-                self._lost = 0
+            self._oncePerMinute("", partial(self._complain, str(error.strerror)))
+
+    def _complain(self, reason: str, count: int) -> None:
+        text = "--access-log: {path} can't be written: {reason}"
+        self._log.error(text + REPEATED[count > 1], path=self._path, reason=reason, count=count)
 
     def _write(self, data: bytes) -> None:
         """
@@ -135,10 +155,7 @@ class ToFile:
         """
         if not os.fstat(self._file).st_nlink:
             # Somebody has removed it; what is written there nobody will read.
-            opened = self._open()
-            os.close(self._file)
-            self._file = opened
-            self._torn = False
+            self._openAgain()
         if self._torn:
             # The line that did not find room ends here.
             data = b"\n" + data

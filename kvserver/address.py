@@ -16,7 +16,7 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.protocol import Factory, ServerFactory
+from twisted.internet.protocol import ServerFactory
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 
@@ -288,30 +288,6 @@ class Systemd:
         """
 
 
-def listenNow(endpoint: Any, factory: Factory, description: str) -> Any:
-    """
-    Let an endpoint listen.
-
-    @param endpoint: Provides C{IStreamServerEndpoint}.
-
-    @param description: What it is called if it can't.
-
-    @return: The port that it gives; None if it does not at once.
-
-    @raise CannotListenError: The address can't be had.
-    """
-    outcome: list[Any] = []
-    maybeDeferred(endpoint.listen, factory).addBoth(outcome.append)
-    if not outcome:
-        return None
-    (port,) = outcome
-    if isinstance(port, Failure):
-        error = getattr(port.value, "socketError", port.value)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CannotListen(description, None, OSError(0, reason)) from port.value
-    return port
-
-
 class Endpoint:
     """
     What any other Twisted server endpoint listens on, as one that a plugin adds.
@@ -344,14 +320,19 @@ class Endpoint:
             socket.
         """
         factory = ServerFactory()
-        port = listenNow(self._endpoint, factory, self.description)
-        if not (isinstance(port, Port) and port.factory is factory):
+        outcome: list[Any] = []
+        maybeDeferred(self._endpoint.listen, factory).addBoth(outcome.append)
+        if outcome and isinstance(outcome[0], Failure):
+            error = outcome[0].value
+            reason = getattr(error, "socketError", error)
+            raise CannotListen(self.description, None, OSError(0, str(reason))) from error
+        if not (outcome and isinstance(outcome[0], Port) and outcome[0].factory is factory):
             reason = "this endpoint does more than to listen on a socket"
             raise CannotListen(self.description, None, OSError(0, reason))
         # The port is kept, for what else it may hold, as the lock of a file.
-        self._port = port
-        port.stopReading()
-        listening = socket.socket(fileno=port.socket.detach())
+        (self._port,) = outcome
+        self._port.stopReading()
+        listening = socket.socket(fileno=self._port.socket.detach())
         _prepare(listening)
         return listening
 

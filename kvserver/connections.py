@@ -95,6 +95,12 @@ class Opening(Structure):
     """
 
     @property
+    def begun(self) -> bool:
+        """
+        Has anything come?
+        """
+
+    @property
     def transport(self) -> Any:
         """
         Its transport.
@@ -219,7 +225,7 @@ class _Watch:
         return now - self.since
 
 
-def _socketOf(protocol: Opening) -> Any:
+def _socketOf(protocol: Opening | EchoProtocol) -> Any:
     """
     The transport that has the socket. With TLS that is the one below.
     """
@@ -229,15 +235,7 @@ def _socketOf(protocol: Opening) -> Any:
     return transport
 
 
-def _sent(protocol: EchoProtocol) -> int:
-    """
-    How many bytes of its echo have been sent.
-    """
-    record: Record = _socketOf(protocol).record
-    return record.sent
-
-
-def _queued(protocol: EchoProtocol, request: int) -> int:
+def _queued(protocol: Opening | EchoProtocol, request: int) -> int:
     """
     How many bytes of a connection are in the kernel: C{FIONREAD}, received and not read;
     C{TIOCOUTQ}, sent and not acknowledged (tcp(7), unix(7)).
@@ -344,9 +342,9 @@ class Connections(Service):
 
     def __len__(self) -> int:
         """
-        How many there are.
+        How many there are, with those that have no client yet.
         """
-        return len(self._live)
+        return len(self._live) + len(self._opening)
 
     def __iter__(self) -> Iterator[EchoProtocol]:
         """
@@ -355,23 +353,18 @@ class Connections(Service):
         """
         return iter(list(self._live))
 
-    def lines(self) -> int:
+    def counts(self) -> tuple[int, int, int]:
         """
-        How many lines have been sent back, on these and on those that have ended.
+        How many lines and how many bytes have come in, and how many bytes have been sent back, on
+        these connections and on those that have ended.
         """
-        return self.totals.lines + sum(protocol.lines for protocol in self._live)
-
-    def received(self) -> int:
-        """
-        How many bytes have come in.
-        """
-        return self.totals.received + sum(protocol.received for protocol in self._live)
-
-    def sent(self) -> int:
-        """
-        How many bytes have been sent back.
-        """
-        return self.totals.sent + sum(map(_sent, self._live))
+        lines, received, sent = self.totals.lines, self.totals.received, self.totals.sent
+        for protocol in self._live:
+            record = _socketOf(protocol).record
+            lines += record.lines
+            received += record.received
+            sent += record.sent
+        return lines, received, sent
 
     @property
     def draining(self) -> bool:
@@ -424,8 +417,6 @@ class Connections(Service):
             source = sourceOf(protocol.transport.getPeer())
             self._sources[source] = self._sources.get(source, 0) + 1
         _socketOf(protocol).record.protocol = protocol
-        if len(self._live) == self._most:
-            self._oncePerMinute("all", self._logFull)
 
     def _logFull(self, count: int) -> None:
         text = "{connections} connections: no more are accepted until one ends"
@@ -462,7 +453,7 @@ class Connections(Service):
         waiting, self._waiting = self._waiting, []
         for call in waiting:
             call()
-        if self._drained and not (self._live or self._opening):
+        if self._drained and not len(self):
             drained, self._drained = self._drained, None
             drained.callback(None)
 
@@ -472,8 +463,9 @@ class Connections(Service):
 
         @param accept: If not: is called when one has ended.
         """
-        if len(self._live) + len(self._opening) < self._most:
+        if len(self) < self._most:
             return True
+        self._oncePerMinute("all", self._logFull)
         self.whenLeft(accept)
         return False
 
@@ -535,7 +527,7 @@ class Connections(Service):
         super().stopService()
         self._stopping = True
         self._looking.stop()
-        if not (self._live or self._opening):
+        if not len(self):
             return succeed(None)
         seconds = self.limits.drain
         self._log.info(
@@ -563,16 +555,16 @@ class Connections(Service):
         if self._drained:
             self._abortAll()
 
-    def _abort(self, protocol: Opening, ending: Ending) -> None:
-        _socketOf(protocol).record.ending = ending
+    def _abort(self, protocol: Opening | EchoProtocol, ending: Ending) -> None:
+        _socketOf(protocol).record.ends(ending)
         protocol.transport.abortConnection()
 
     def _close(self, protocol: EchoProtocol, ending: Ending) -> None:
-        _socketOf(protocol).record.ending = ending
+        _socketOf(protocol).record.ends(ending)
         protocol.close()
 
     def _abortAll(self) -> None:
-        left = [*self._live, *self._opening]
+        left: list[Opening | EchoProtocol] = [*self._live, *self._opening]
         self._log.warn("{count} connections did not come to rest: aborted", count=len(left))
         for protocol in left:
             self._abort(protocol, Ending.ABORTED)
@@ -583,6 +575,10 @@ class Connections(Service):
         return call
 
     def _look(self) -> Iterator[Deferred[None] | None]:
+        if self._drained:
+            for opening in list(self._opening):
+                if not (opening.begun or _queued(opening, termios.FIONREAD)):
+                    self._abort(opening, Ending.DRAINED)
         closed = 0
         for protocol in self:
             try:

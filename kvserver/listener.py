@@ -318,7 +318,7 @@ class Listener(Service):
         try:
             protocol = self._factory.buildProtocol(peer)
             if protocol is None:
-                record.ending = Ending.REFUSED
+                record.ends(Ending.REFUSED)
             else:
                 transport = Transport(
                     accepted, protocol, record, self._poller, self._connections.end
@@ -326,7 +326,7 @@ class Listener(Service):
                 protocol.makeConnection(transport)
                 return
         except Exception:
-            record.ending = Ending.ERROR
+            record.ends(Ending.ERROR)
             self._log.failure(
                 "The connection from {peer} could not begin", peer=peer, level=LogLevel.error
             )

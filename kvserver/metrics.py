@@ -17,20 +17,24 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
-from twisted.web.http import Request
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.web.resource import Resource
-from twisted.web.server import Site
+from twisted.web.server import Request, Site
 
 from kvserver import __version__
-from kvserver.address import listenNow
+from kvserver.address import Address
 from kvserver.connections import DURATIONS, Connections
 from kvserver.record import Ending
 
 PATIENCE = 10.0
 """
 How long a scraper may be silent, in seconds.
+"""
+
+MOST = 16
+"""
+How many scrapers there may be at a time: they are not to take the file descriptors of the echo.
 """
 
 
@@ -69,11 +73,10 @@ class Collector:
             "Connections refused since there were too many from their source.",
             totals.ended[Ending.REFUSED],
         )
-        yield CounterMetricFamily("kvserver_lines", "Lines sent back.", connections.lines())
-        yield CounterMetricFamily(
-            "kvserver_received_bytes", "Bytes received.", connections.received()
-        )
-        yield CounterMetricFamily("kvserver_sent_bytes", "Bytes sent back.", connections.sent())
+        lines, received, sent = connections.counts()
+        yield CounterMetricFamily("kvserver_lines", "Lines received, and sent back.", lines)
+        yield CounterMetricFamily("kvserver_received_bytes", "Bytes received.", received)
+        yield CounterMetricFamily("kvserver_sent_bytes", "Bytes sent back.", sent)
         restarts = CounterMetricFamily(
             "kvserver_listener_restarts", "Restarts of a listener.", labels=["listener"]
         )
@@ -122,12 +125,36 @@ class Page(Resource):
         self._make = make
         self._kind = kind
 
-    def render_GET(self, request: Request) -> bytes:
+    def render(self, request: Request) -> bytes:
         """
         Make it.
         """
+        if request.method not in (b"GET", b"HEAD"):
+            request.setResponseCode(405)
+            request.setHeader("Allow", "GET, HEAD")
+            return b""
         request.setHeader("Content-Type", self._kind)
-        return self._make(request)
+        page = self._make(request)
+        request.setHeader("Content-Length", str(len(page)))
+        return b"" if request.method == b"HEAD" else page
+
+
+class BriefRequest(Request):
+    """
+    A request without a body, and the last one of its connection.
+    """
+
+    def gotLength(self, length: int | None) -> None:
+        """
+        The head has come.
+
+        @param length: That of the body; None: nobody knows.
+        """
+        super().gotLength(0)
+        self.channel.persistent = False
+        self.setHeader("Connection", "close")
+        if length != 0:
+            self.channel.loseConnection()
 
 
 class QuietSite(Site):
@@ -137,17 +164,33 @@ class QuietSite(Site):
 
     noisy = False
 
-    def log(self, request: Request) -> None:
+    def log(self, request: Any) -> None:
         """
         Do not.
         """
 
 
-def site(collector: Collector, trouble: Callable[[], str | None]) -> Site:
+class Few(WrappingFactory):
+    """
+    Lets L{MOST} connections be at a time.
+    """
+
+    noisy = False
+
+    def buildProtocol(self, addr: Any) -> ProtocolWrapper | None:  # type: ignore[override]
+        """
+        Build the protocol for one connection; None if there are as many already.
+        """
+        return None if len(self.protocols) >= MOST else super().buildProtocol(addr)
+
+
+def site(collector: Collector, trouble: Callable[[], str | None]) -> Any:
     """
     C{/metrics}, C{/healthz} and C{/readyz}.
 
     @param trouble: Why we are not ready; None: we are.
+
+    @return: A factory.
     """
     registry = CollectorRegistry()
     registry.register(collector)
@@ -165,23 +208,25 @@ def site(collector: Collector, trouble: Callable[[], str | None]) -> Site:
     root.putChild(b"metrics", Page(lambda request: generate_latest(registry), CONTENT_TYPE_LATEST))
     root.putChild(b"healthz", Page(lambda request: b"alive\n", text))
     root.putChild(b"readyz", Page(readiness, text))
-    return QuietSite(root, timeout=PATIENCE)
+    return Few(QuietSite(root, requestFactory=BriefRequest, timeout=PATIENCE))
 
 
 class MetricsSite(Service):
     """
-    Serves a site at an endpoint.
+    Serves a site.
     """
 
     _log = Logger()
 
-    def __init__(self, endpoint: IStreamServerEndpoint, description: str, site: Site) -> None:
+    def __init__(self, reactor: Any, address: Address, site: Any) -> None:
         """
-        @param description: What the endpoint is called in the log.
+        @param reactor: Provides C{IReactorSocket}.
+
+        @param address: Where.
         """
-        self._endpoint = endpoint
-        self._description = description
-        self._site: Any = site
+        self._reactor = reactor
+        self._address = address
+        self._site = site
         self._port: Any = None
 
     def privilegedStartService(self) -> None:
@@ -190,8 +235,10 @@ class MetricsSite(Service):
 
         @raise CannotListenError: The address can't be had.
         """
-        self._port = listenNow(self._endpoint, self._site, self._description)
-        self._log.info("Serving metrics on {description}", description=self._description)
+        with self._address.listen() as listening:
+            number, family = listening.fileno(), listening.family
+            self._port = self._reactor.adoptStreamPort(number, family, self._site)
+        self._log.info("Serving metrics on {address}", address=str(self._address))
 
     def startService(self) -> None:
         """
@@ -208,5 +255,6 @@ class MetricsSite(Service):
         Listen no more.
         """
         super().stopService()
+        self._address.release()
         port, self._port = self._port, None
         return maybeDeferred(port.stopListening)

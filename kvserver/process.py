@@ -15,7 +15,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.error import ReactorNotRunning
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -94,7 +94,7 @@ class Signals(Service):
                 reload()
             except Exception:
                 # It does not keep the rest.
-                self._log.failure("A reload failed")
+                self._log.failure("A reload failed", level=LogLevel.error)
 
 
 def fail(reactor: Any) -> None:

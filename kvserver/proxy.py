@@ -168,6 +168,13 @@ class ProxyHeader(Protocol):
         self._buffer = b""
         self._timeout = reactor.callLater(TIMEOUT, self._refuse, f"no header within {TIMEOUT:g} s")
 
+    @property
+    def begun(self) -> bool:
+        """
+        Has anything come of a header?
+        """
+        return bool(self._buffer)
+
     def connectionMade(self) -> None:
         """
         Wait for the header, if this peer may send one.
@@ -194,7 +201,7 @@ class ProxyHeader(Protocol):
             self.transport.seenAs(header.peer, header.host)
         protocol = self.factory.wrapped.buildProtocol(self.transport.getPeer())
         if protocol is None:
-            self.transport.record.ending = Ending.REFUSED
+            self.transport.record.ends(Ending.REFUSED)
             self.transport.abortConnection()
             return
         self._timeout.cancel()
@@ -211,7 +218,7 @@ class ProxyHeader(Protocol):
         The connection ended before the header did. If nothing had come it was a health check.
         """
         if self._buffer:
-            self.transport.record.ending = Ending.PROXY_HEADER
+            self.transport.record.ends(Ending.PROXY_HEADER)
             self._complain("it ended in the middle of the header")
         if self._timeout.active():
             self._timeout.cancel()
@@ -219,7 +226,7 @@ class ProxyHeader(Protocol):
 
     def _refuse(self, reason: str) -> None:
         self._buffer = b""
-        self.transport.record.ending = Ending.PROXY_HEADER
+        self.transport.record.ends(Ending.PROXY_HEADER)
         self._complain(reason)
         self.transport.abortConnection()
 

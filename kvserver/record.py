@@ -56,7 +56,7 @@ class Ending(Enum):
     """No PROXY header came, or a broken one, or from somebody who may send none."""
 
     ERROR = "error"
-    """Something here is wrong, and in the log."""
+    """Something here is wrong, and the log has it."""
 
 
 class Record:
@@ -82,7 +82,7 @@ class Record:
     @ivar ending: Why it has ended, or is going to; None as long as nobody but the client would end
         it.
 
-    @ivar unsent: How many bytes of the echo could not be sent.
+    @ivar unsent: How many bytes wait to be sent, or could not be.
 
     @ivar seconds: How long it has lasted; None while it does.
     """
@@ -105,10 +105,17 @@ class Record:
         self.unsent = 0
         self.seconds: float | None = None
 
+    def ends(self, ending: Ending) -> None:
+        """
+        It is going to end, for that reason; if there is one already, that remains.
+        """
+        if self.ending is None:
+            self.ending = ending
+
     @property
     def lines(self) -> int:
         """
-        How many lines have been sent back.
+        How many lines have come in, and so have been sent back.
         """
         return self.protocol.lines if self.protocol else 0
 
@@ -122,9 +129,9 @@ class Record:
     @property
     def sent(self) -> int:
         """
-        How many bytes of the echo have been sent. (TLS takes all of it at once.)
+        How many bytes of the echo have been sent; with TLS, if something could not be sent, about
+        so many.
         """
         if self.protocol is None:
             return 0
-        echoed = self.protocol.received - self.protocol.unfinished
-        return echoed if self.tls else max(0, echoed - self.unsent)
+        return max(0, self.protocol.received - self.protocol.unfinished - self.unsent)

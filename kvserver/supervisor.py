@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 
 class CannotStart(SystemExit, Exception):
@@ -154,7 +154,7 @@ class Supervisor(MultiService):
         try:
             await maybeDeferred(child.stopService)
         except Exception:
-            self._log.failure("{child} did not stop", child=child.name)
+            self._log.failure("{child} did not stop", child=child.name, level=LogLevel.error)
 
     def _add(self, spec: ChildSpec) -> None:
         child = spec.build(lambda reason: self._died(spec, child, reason))
@@ -195,5 +195,7 @@ class Supervisor(MultiService):
 
     def _remove(self, child: Service) -> None:
         maybeDeferred(child.disownServiceParent).addErrback(
-            lambda failure: self._log.failure("{child} did not stop", failure, child=child.name)
+            lambda failure: self._log.failure(
+                "{child} did not stop", failure, child=child.name, level=LogLevel.error
+            )
         )

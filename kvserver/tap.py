@@ -18,7 +18,7 @@ from twisted.python.usage import UsageError
 
 from kvserver import __version__
 from kvserver.accesslog import ToFile, ToLog
-from kvserver.address import TCP, parseInterface
+from kvserver.address import TCP, Address, parse, parseInterface
 from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.factory import EchoFactory
 from kvserver.listener import Listener
@@ -115,7 +115,7 @@ class Options(UsageOptions):
             "metrics",
             None,
             None,
-            "Twisted endpoint to serve /metrics, /healthz and /readyz at. [default: none]",
+            "Serve /metrics, /healthz and /readyz there: a Twisted endpoint. [default: none]",
         ],
     ]
     longdesc = "A TCP line echo daemon: each line comes back when it is complete, byte for byte."
@@ -223,7 +223,7 @@ Examples:
             ("drain-timeout", "a number of seconds", 1, _SECONDS),
         ):
             self[option] = _number(f"--{option}", self[option], kind, least, greatest)
-        self["metrics-endpoint"] = self._metricsEndpoint()
+        self["metrics-address"] = self._metricsAddress()
         self["access-log"] = self._accessLog()
         try:
             self["manager"] = takeManager(os.environ)
@@ -265,7 +265,7 @@ Examples:
             wires.append(replace(wire, name=f"{description} ({same + 1})") if same else wire)
         return wires
 
-    def _metricsEndpoint(self) -> Any:
+    def _metricsAddress(self) -> Address | None:
         """
         Where metrics are served.
         """
@@ -279,15 +279,11 @@ Examples:
                 "pip install 'kvserver[metrics]'"
             ) from None
         from twisted.internet import reactor
-        from twisted.internet.endpoints import serverFromString
 
         try:
-            return serverFromString(reactor, self["metrics"])
-        except Exception as error:
-            raise UsageError(
-                f"--metrics: {self['metrics']!r} is not a Twisted server endpoint, as "
-                f"tcp:9100:interface=127.0.0.1: {error}"
-            ) from None
+            return parse(reactor, self["metrics"])
+        except ValueError as error:
+            raise UsageError(f"--metrics: {self['metrics']!r}: {error}") from None
 
     def _accessLog(self) -> ToFile | ToLog | None:
         """
@@ -298,11 +294,22 @@ Examples:
             return None
         if path == "-":
             return ToLog(time.time)
+        from twisted.internet import reactor
+
         try:
-            return ToFile(path, time.time)
+            return ToFile(path, time.time, reactor, self._owner())
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(f"--access-log: {path!r} can't be written: {reason}") from None
+
+    def _owner(self) -> tuple[int, int]:
+        """
+        As whom C{twistd} goes on when it sheds its privileges; -1: as it is.
+        """
+        if self.parent is None or os.getuid() != 0:
+            return -1, -1
+        user, group = self.parent.get("uid"), self.parent.get("gid")
+        return -1 if user is None else user, -1 if group is None else group
 
     def _certificates(self) -> "Certificates":
         """
@@ -412,7 +419,7 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
     notifier = Notifier(
         reactor,
         options["manager"],
-        lambda: f"{len(connections)} connections, {connections.lines()} lines served",
+        lambda: f"{len(connections)} connections, {connections.counts()[0]} lines served",
         lambda: trouble() is None,
         limits.drain,
     )
@@ -423,15 +430,15 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
         reloads.append(accessLog.reopen)
     reloads.append(notifier.ready)
     metrics = []
-    if options["metrics-endpoint"]:
+    if options["metrics-address"]:
         from kvserver.metrics import Collector, MetricsSite, site
 
         def restarts() -> dict[str, int]:
             return {wire.name: supervisor.restarts[wire.name] for wire in options["wires"]}
 
         served = MetricsSite(
-            options["metrics-endpoint"],
-            options["metrics"],
+            reactor,
+            options["metrics-address"],
             site(Collector(connections, restarts), trouble),
         )
         # The first to start and the last to stop: it answers while the others drain.

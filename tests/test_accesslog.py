@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
 
 from kvserver.accesslog import ToFile, ToLog, line
+from kvserver.connections import MINUTE
 from kvserver.protocol import EchoProtocol
 from kvserver.record import Ending, Record, shown
 
@@ -109,7 +111,8 @@ class File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.log = ToFile(str(path), now)
+        self.clock = Clock()
+        self.log = ToFile(str(path), now, self.clock)
 
     def numbers(self) -> list[int]:
         """
@@ -142,6 +145,17 @@ class TestToFile:
         file.log.report(record(3))
         assert file.numbers() == [1, 2, 3]
         assert file.path.stat().st_mode & 0o7 == 0
+
+    def test_workingDirectory(self, file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        A path is what it was when it was given.
+        """
+        monkeypatch.chdir(file.path.parent)
+        relative = File(Path("relative.log"))
+        monkeypatch.chdir("/")
+        relative.log.reopen()
+        relative.log.report(record(1))
+        assert File(file.path.parent / "relative.log").numbers() == [1]
 
     def test_reopen(self, file: File, tmp_path: Path) -> None:
         """
@@ -179,7 +193,7 @@ class TestToFile:
 
     def test_lost(self, file: File) -> None:
         """
-        If it can't be made, records are lost; that is one line, and so is the end of it.
+        If it can't be made, records are lost; that is one line a minute, with how many.
         """
         file.path.unlink()
         file.path.parent.rmdir()
@@ -189,15 +203,15 @@ class TestToFile:
             assert [event["log_level"] for event in logs] == [LogLevel.error]
             file.path.parent.mkdir()
             file.log.report(record(3))
+            file.clock.advance(MINUTE)
         assert file.numbers() == [3]
-        assert [event["log_level"] for event in logs] == [LogLevel.error, LogLevel.info]
-        assert logs[1]["count"] == 3
+        assert [event["count"] for event in logs] == [1, 2]
 
     def test_full(self) -> None:
         """
         A full disk is one line.
         """
-        log = ToFile("/dev/full", now)
+        log = ToFile("/dev/full", now, Clock())
         with capturedLogs() as logs:
             for number in range(3):
                 log.report(record(number))
@@ -216,6 +230,12 @@ class TestToFile:
         torn, whole = file.path.read_text().splitlines()
         assert len(torn) == 10
         assert json.loads(whole)["id"] == 2
+        # Also if somebody else has left it so.
+        with file.path.open("a") as other:
+            other.write("torn")
+        for number in 3, 4:
+            File(file.path).log.report(record(number))
+        assert [json.loads(one)["id"] for one in file.path.read_text().splitlines()[3:]] == [3, 4]
 
     def test_fifo(self, tmp_path: Path) -> None:
         """
@@ -223,4 +243,4 @@ class TestToFile:
         """
         os.mkfifo(tmp_path / "fifo")
         with pytest.raises(OSError, match="No such device"):
-            ToFile(str(tmp_path / "fifo"), now)
+            ToFile(str(tmp_path / "fifo"), now, Clock())

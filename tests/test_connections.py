@@ -171,11 +171,11 @@ def test_room() -> None:
     told: list[str] = []
     first = house.admit()
     assert house.connections.whenRoom(lambda: told.append("too early"))
+    house.admit()
     with capturedLogs() as logs:
-        house.admit()
+        assert not house.connections.whenRoom(lambda: told.append("one"))
+        assert not house.connections.whenRoom(lambda: told.append("two"))
     assert [event["log_level"] for event in logs] == [LogLevel.warn]
-    assert not house.connections.whenRoom(lambda: told.append("one"))
-    assert not house.connections.whenRoom(lambda: told.append("two"))
     assert told == []
     first.connectionLost()
     assert told == ["one", "two"]
@@ -525,9 +525,9 @@ def test_lines() -> None:
     assert two
     for protocol in one, two:
         protocol.dataReceived(b"1\n2\n")
-    assert house.connections.lines() == 4
+    assert house.connections.counts() == (4, 8, 8)
     one.connectionLost(Failure(ConnectionLost()))
     record = house.transports[0].record
     record.ending = Ending.RESET
     house.connections.end(record)
-    assert house.connections.lines() == 4
+    assert house.connections.counts() == (4, 8, 8)

@@ -2,19 +2,23 @@
 What is served over HTTP, without a socket.
 """
 
+import os
 import re
+import socket
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.address import IPv4Address
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.logger import capturedLogs
 
 from kvserver import __version__
+from kvserver.address import TCP
 from kvserver.connections import DURATIONS, Connections, Limits
-from kvserver.metrics import Collector, MetricsSite, site
+from kvserver.metrics import MOST, Collector, MetricsSite, site
 from kvserver.record import Ending
 
 PEER = IPv4Address("TCP", "192.0.2.1", 1024)
@@ -35,19 +39,23 @@ class House:
         collector = Collector(self.connections, lambda: self.restarts)
         self.site = site(collector, lambda: self.trouble)
 
-    def ask(self, path: str, method: str = "GET") -> tuple[int, str, str]:
+    def ask(
+        self, path: str, method: str = "GET", rest: str = "HTTP/1.0\r\n"
+    ) -> tuple[int, str, str]:
         """
         Ask the site.
 
-        @return: The status, the head and the body.
+        @param rest: The rest of the head.
+
+        @return: The status, 0 if there is none, the head and the body.
         """
-        transport = StringTransport()
+        self.transport = StringTransport()
         channel = self.site.buildProtocol(PEER)
-        channel.makeConnection(transport)
-        channel.dataReceived(f"{method} {path} HTTP/1.0\r\n\r\n".encode())
-        head, _, body = transport.value().decode().partition("\r\n\r\n")
-        channel.connectionLost(None)
-        return int(head.split()[1]), head, body
+        channel.makeConnection(self.transport)
+        channel.dataReceived(f"{method} {path} {rest}\r\n".encode())
+        head, _, body = self.transport.value().decode().partition("\r\n\r\n")
+        channel.connectionLost(connectionDone)
+        return int(head.split()[1]) if head else 0, head, body
 
     def metrics(self) -> dict[str, float]:
         """
@@ -88,8 +96,10 @@ def test_pages(house: House) -> None:
         assert re.search(rf"^content-type: {re.escape(kind)}", head, re.IGNORECASE | re.MULTILINE)
         status, _, body = house.ask(path, "HEAD")
         assert (status, body) == (200, "")
-        status, head, _ = house.ask(path, "POST")
-        assert status == 405
+        for method in "POST", "PUT", "DELETE", "OPTIONS", "BREW":
+            status, head, body = house.ask(path, method)
+            assert (status, body) == (405, "")
+            assert "Allow: GET, HEAD" in head
     for path in "/", "/metrics/", "/metrics/x", "/metric", "/healthz?x/y/../..//":
         assert house.ask(path)[0] == (200 if "?" in path else 404), path
 
@@ -150,35 +160,91 @@ def test_durations(house: House) -> None:
     assert found[f"{name}_sum"] == pytest.approx(100006.06)
 
 
-class TestSite:
+def test_brief(house: House) -> None:
+    """
+    A connection ends with its answer, and a body is not waited for: nobody holds the daemon.
+    """
+    for head in "", "Connection: keep-alive\r\n":
+        status, answered, _ = house.ask("/healthz", "GET", f"HTTP/1.1\r\nHost: x\r\n{head}")
+        assert status == 200
+        assert "connection: close" in answered.lower()
+        assert house.transport.disconnecting
+    for head in "Content-Length: 99999999999\r\n", "Transfer-Encoding: chunked\r\n":
+        house.ask("/healthz", "POST", f"HTTP/1.1\r\nHost: x\r\n{head}")
+        assert house.transport.disconnecting
+
+
+def test_few(house: House) -> None:
+    """
+    There is an end to how many are served at a time; who leaves makes room.
+    """
+    channels = [house.site.buildProtocol(PEER) for _ in range(MOST)]
+    for channel in channels:
+        channel.makeConnection(StringTransport())
+    assert house.site.buildProtocol(PEER) is None
+    channels[0].connectionLost(connectionDone)
+    assert house.site.buildProtocol(PEER) is not None
+
+
+class Adopting(MemoryReactorClock):
+    """
+    A reactor that adopts listening sockets.
+
+    @ivar adopted: The addresses of those.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adopted: list[tuple[str, int]] = []
+
+    def adoptStreamPort(self, number: int, family: int, factory: object) -> "Adopting":
+        """
+        See L{IReactorSocket}.
+        """
+        with socket.socket(fileno=os.dup(number)) as listening:
+            assert not os.get_blocking(number)
+            self.adopted.append(listening.getsockname())
+        return self
+
+    def stopListening(self) -> None:
+        """
+        See L{IListeningPort}.
+        """
+        self.adopted.clear()
+
+
+class TestMetricsSite:
     """
     The service.
     """
 
-    def test_listens(self, house: House) -> None:
+    @pytest.mark.parametrize(
+        "ways", [("startService",), ("privilegedStartService", "startService")]
+    )
+    def test_listens(self, house: House, ways: tuple[str, ...]) -> None:
         """
-        It listens while it runs, in whichever way it is started.
+        It listens while it runs, once, in whichever way it is started, and logs where.
         """
-        for ways in ("startService",), ("privilegedStartService", "startService"):
-            reactor = MemoryReactorClock()
-            endpoint = serverFromString(reactor, "tcp:9100:interface=127.0.0.1")
-            served = MetricsSite(endpoint, "tcp:9100", house.site)
+        reactor = Adopting()
+        address = TCP(0, "127.0.0.1")
+        served = MetricsSite(reactor, address, house.site)
+        with capturedLogs() as logs:
             for way in ways:
                 getattr(served, way)()
-            ((port, factory, _, interface),) = reactor.tcpServers
-            assert (port, factory, interface) == (9100, house.site, "127.0.0.1")
-            served.stopService()
+        assert reactor.adopted == [("127.0.0.1", address.port)]
+        (event,) = logs
+        assert event["address"] == f"port {address.port}"
+        served.stopService()
+        assert reactor.adopted == []
 
     def test_cannot(self, house: House) -> None:
         """
         An address that can't be had is named.
         """
-
-        class Taken:
-            def listen(self, factory: object) -> object:
-                raise CannotListenError("127.0.0.1", 9100, OSError(98, "Address already in use"))
-
-        served = MetricsSite(Taken(), "tcp:9100", house.site)  # type: ignore[arg-type]
-        with pytest.raises(CannotListenError) as caught:
-            served.startService()
-        assert str(caught.value) == "Cannot listen on tcp:9100: Address already in use"
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            served = MetricsSite(Adopting(), TCP(port, "127.0.0.1"), house.site)
+            with pytest.raises(CannotListenError) as caught:
+                served.startService()
+        line = f"Cannot listen on 127.0.0.1 port {port}: Address already in use"
+        assert str(caught.value) == line

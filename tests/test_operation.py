@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.clients import LINES, ask, connect, exchange, program, reset, stick
+from tests.clients import LINES, Sender, ask, connect, exchange, program, reset, stick
 from tests.daemon import PATIENCE, TWIST, Daemon, quietPort, waitFor
 from tests.sabotage import Sabotaged
 from tests.wires import PROXY_V1, Authority, TLSClient
@@ -82,60 +82,89 @@ def hello(client: Any) -> None:
 
 # One act for each way that a connection may end.
 
+Connect = Callable[[], Any]
+"""
+Connects one more client.
+"""
 
-def closes(daemon: Daemon) -> None:
+
+def closes(daemon: Daemon, another: Connect) -> None:
     """
     The client closes.
     """
-    with connect(daemon.port) as client:
+    with another() as client:
         assert exchange(client, [b"1\n2\n3"]) == b"1\n2\n3"
 
 
-def resets(daemon: Daemon) -> None:
+def leaves(daemon: Daemon, another: Connect) -> None:
+    """
+    The client is gone when it has got its echo; with TLS, without a word.
+    """
+    with another() as client:
+        hello(client)
+
+
+def looks(daemon: Daemon, another: Connect) -> None:
+    """
+    The client connects, as a health check does.
+    """
+    connect(int(daemon.listening[-1])).close()
+
+
+def resets(daemon: Daemon, another: Connect) -> None:
     """
     The client resets.
     """
-    client = connect(daemon.port)
+    client = another()
     hello(client)
     reset(client)
 
 
-def idles(daemon: Daemon) -> None:
+def idles(daemon: Daemon, another: Connect) -> None:
     """
     The client does nothing.
     """
-    with connect(daemon.port) as client:
+    with another() as client:
         assert client.recv(1) == b""
 
 
-def stalls(daemon: Daemon) -> None:
+def stuck(client: Any) -> Any:
+    """
+    Send until nothing more is taken, and read nothing.
+    """
+    sender = Sender(client, [LINES] * 100, end=lambda: None)
+    waitFor(sender.isStuck, "a client that is stuck")
+    return client
+
+
+def stalls(daemon: Daemon, another: Connect) -> None:
     """
     The client does not read.
     """
-    with connect(daemon.port) as client:
-        stick(client)
+    with stuck(another()):
         waitFor(lambda: len(endings(daemon.log.parent)) == 1, "the end")
 
 
-def rests(daemon: Daemon) -> None:
+def rests(daemon: Daemon, another: Connect) -> None:
     """
     The client is at rest when the daemon stops.
     """
-    with connect(daemon.port) as client:
+    with another() as client:
         hello(client)
-        daemon.stop()
+        daemon.process.send_signal(signal.SIGTERM)
+        assert client.recv(1) == b""
+    daemon.stop()
 
 
-def stallsAtTheEnd(daemon: Daemon) -> None:
+def stallsAtTheEnd(daemon: Daemon, another: Connect) -> None:
     """
     The client does not read when the daemon stops.
     """
-    with connect(daemon.port) as client:
-        stick(client)
+    with stuck(another()):
         daemon.stop()
 
 
-def crowds(daemon: Daemon) -> None:
+def crowds(daemon: Daemon, another: Connect) -> None:
     """
     The client has one connection too many.
     """
@@ -143,11 +172,9 @@ def crowds(daemon: Daemon) -> None:
         hello(one)
         with connect(daemon.port) as two, contextlib.suppress(ConnectionResetError):
             assert two.recv(1) == b""
-        waitFor(lambda: len(endings(daemon.log.parent)) == 1, "the end")
-        daemon.stop(signal.SIGKILL)
 
 
-def babbles(daemon: Daemon) -> None:
+def babbles(daemon: Daemon, another: Connect) -> None:
     """
     The client of the second listener says what is neither TLS nor a PROXY header.
     """
@@ -158,7 +185,26 @@ def babbles(daemon: Daemon) -> None:
                 pass
 
 
-def breaks(daemon: Daemon) -> None:
+def stutters(daemon: Daemon, another: Connect) -> None:
+    """
+    The client says the beginning of a TLS handshake, and no more.
+    """
+    with connect(int(daemon.listening[1])) as client:
+        client.sendall(b"\x16\x03\x01")
+
+
+def garbles(daemon: Daemon, another: Connect) -> None:
+    """
+    The client sends a TLS record that is none.
+    """
+    with another() as client:
+        hello(client)
+        client.raw.sendall(b"hello\n" * 10)
+        with contextlib.suppress(OSError):
+            client.recv(1)
+
+
+def breaks(daemon: Daemon, another: Connect) -> None:
     """
     The client meets a fault of the daemon.
     """
@@ -169,52 +215,79 @@ def breaks(daemon: Daemon) -> None:
         assert client.recv(1) == b""
 
 
-PLAIN = ("--port=0",)
-
-
 @pytest.mark.parametrize(
-    ("reason", "options", "act"),
+    ("reason", "wire", "options", "act"),
     [
-        ("client_closed", PLAIN, closes),
-        ("reset", PLAIN, resets),
-        ("idle_timeout", (*PLAIN, "--idle-timeout=1"), idles),
-        ("write_timeout", (*PLAIN, "--write-timeout=1"), stalls),
-        ("drained", PLAIN, rests),
-        ("aborted", (*PLAIN, "--drain-timeout=1"), stallsAtTheEnd),
-        ("refused", (*PLAIN, "--max-connections-per-source=1"), crowds),
-        ("handshake_failed", ("--listen", "tcp:0", "--listen", "tls:tcp:0"), babbles),
-        ("proxy_header", ("--listen", "tcp:0", "--listen", "proxy:tcp:0"), babbles),
-        ("error", PLAIN, breaks),
+        ("client_closed", "", (), closes),
+        ("client_closed", "", (), leaves),
+        ("client_closed", "", (), looks),
+        ("client_closed", "tls:", (), closes),
+        ("client_closed", "tls:", (), leaves),
+        ("client_closed", "tls:", (), looks),
+        ("client_closed", "proxy:", (), looks),
+        ("reset", "", (), resets),
+        ("reset", "tls:", (), resets),
+        ("reset", "tls:", (), garbles),
+        ("idle_timeout", "", ("--idle-timeout=1",), idles),
+        ("idle_timeout", "tls:", ("--idle-timeout=1",), idles),
+        ("write_timeout", "", ("--write-timeout=1",), stalls),
+        ("write_timeout", "tls:", ("--write-timeout=1",), stalls),
+        ("drained", "", (), rests),
+        ("drained", "tls:", (), rests),
+        ("aborted", "", ("--drain-timeout=1",), stallsAtTheEnd),
+        ("aborted", "tls:", ("--drain-timeout=1",), stallsAtTheEnd),
+        ("refused", "", ("--max-connections-per-source=1",), crowds),
+        ("handshake_failed", "tls:", (), babbles),
+        ("handshake_failed", "tls:", (), stutters),
+        ("proxy_header", "proxy:", (), babbles),
+        ("error", "", (), breaks),
     ],
 )
 def test_ending(
     tmp_path: Path,
     authority: Authority,
     reason: str,
+    wire: str,
     options: tuple[str, ...],
-    act: Callable[[Daemon], None],
+    act: Callable[[Daemon, Connect], None],
 ) -> None:
     """
     Each way to end has its reason, and its record.
     """
-    if "tls:tcp:0" in options:
+    options += ("--listen", "tcp:0")
+    if wire:
+        options += ("--listen", f"{wire}tcp:0")
+    if wire == "tls:":
         certificate, key = authority.issue("localhost")
         options += (f"--tls-certificate={certificate}", f"--tls-private-key={key}")
     metrics = quietPort()
     with Sabotaged(tmp_path, *options, *watched(metrics)) as daemon:
-        act(daemon)
-        waitFor(lambda: endings(tmp_path) == [reason], "the record")
-        (record,) = records(tmp_path)[1:]
-        assert record["listener"] == (options[3] if "--listen" in options else "tcp:0")
+
+        def another() -> Any:
+            client = connect(int(daemon.listening[-1]))
+            return TLSClient(client, authority.client()) if wire else client
+
+        act(daemon, another)
+        waitFor(lambda: endings(tmp_path), "the record")
+        record = records(tmp_path)[1]
+        assert record["reason"] == reason
+        assert record["listener"] == f"{wire}tcp:0"
         assert re.fullmatch(r"127\.0\.0\.1:\d+", record["peer"])
         assert (record["client"], record["subject"]) == (None, None)
         assert 0 <= record["seconds"] < PATIENCE
         if act is closes:
             assert (record["lines"], record["bytes_in"], record["bytes_out"]) == (2, 5, 5)
         elif act in (stalls, stallsAtTheEnd):
-            assert record["bytes_in"] - record["bytes_out"] > 0
-        if daemon.process.poll() is None:
-            assert samples(metrics)[f"kvserver_connections_ended_total {reason}"] >= 1
+            assert 0 < record["bytes_out"] < record["bytes_in"]
+        if reason not in ("drained", "aborted"):
+            found = samples(metrics)
+            # With the one that a Daemon begins with.
+            count = 2 if reason == "client_closed" else 1
+            assert found[f"kvserver_connections_ended_total {reason}"] == count
+        if reason == "error":
+            assert daemon.logs("ZeroDivisionError: sabotage") == 1
+        else:
+            assert daemon.logs("#error]") == daemon.logs("#critical]") == 0
 
 
 def test_sums(tmp_path: Path, authority: Authority) -> None:
@@ -230,17 +303,20 @@ def test_sums(tmp_path: Path, authority: Authority) -> None:
     )
     with Daemon(tmp_path, *options) as daemon:
         for _ in range(20):
-            closes(daemon)
-            resets(daemon)
+            with connect(daemon.port) as client:
+                assert exchange(client, [b"1\n2\n3"]) == b"1\n2\n3"
+            client = connect(daemon.port)
+            hello(client)
+            reset(client)
         with connect(daemon.port) as client:
             assert exchange(client, [LINES]) == LINES
         raw = connect(int(daemon.listening[1]))
         raw.sendall(PROXY_V1)
         with TLSClient(raw, authority.client(authority.issue("client"))) as secured:
             hello(secured)
-        stuck = connect(daemon.port)
-        stick(stuck)
-        reset(stuck)
+        stalled = connect(daemon.port)
+        stick(stalled)
+        reset(stalled)
         waitFor(lambda: len(records(tmp_path)) == 44, "all records")
         found, logged = samples(metrics), records(tmp_path)
         assert found["kvserver_connections"] == 0
@@ -250,6 +326,9 @@ def test_sums(tmp_path: Path, authority: Authority) -> None:
         for name, field in ("lines", "lines"), ("received_bytes", "bytes_in"):
             assert found[f"kvserver_{name}_total"] == sum(record[field] for record in logged)
         assert found["kvserver_sent_bytes_total"] == sum(record["bytes_out"] for record in logged)
+        # What the clients have counted; the last one has not read its own.
+        received = 20 * (5 + 6) + len(LINES) + 6
+        assert sum(record["bytes_out"] for record in logged[:-1]) == received + 6
         reasons = Counter(record["reason"] for record in logged)
         assert reasons["reset"] >= 21
         for reason, count in reasons.items():
@@ -371,7 +450,7 @@ def test_repeatedWarnings(tmp_path: Path) -> None:
     """
     with Daemon(tmp_path, "--listen", "tcp:0", "--listen", "proxy:tcp:0") as daemon:
         for _ in range(20):
-            babbles(daemon)
+            babbles(daemon, list)
         assert daemon.logs("#warn]") == 1
         assert daemon.logs("hello") == 0
 
@@ -390,7 +469,7 @@ class TestCannotStart:
             with pytest.raises(AssertionError):
                 Daemon(tmp_path, "--port=0", f"--metrics=tcp:{port}:interface=127.0.0.1")
         log = (tmp_path / "daemon.log").read_text()
-        line = f"Cannot listen on tcp:{port}:interface=127.0.0.1: Address already in use"
+        line = f"Cannot listen on 127.0.0.1 port {port}: Address already in use"
         assert log.count(line) == 1
         assert "Traceback" not in log
 
@@ -453,7 +532,7 @@ def test_prometheus(tmp_path: Path) -> None:
     A real Prometheus scrapes the daemon.
     """
     prometheus = program("prometheus")
-    metrics, port = quietPort(), quietPort()
+    metrics = quietPort()
     with Daemon(tmp_path, "--port=0", *watched(metrics)) as daemon:
         # Two that are free at the same time.
         port = quietPort()

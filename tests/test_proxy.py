@@ -2,6 +2,7 @@
 The PROXY protocol: the header cut anywhere, and anything that is none.
 """
 
+import socket
 import struct
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, capturedLogs
 
-from kvserver.connections import MINUTE, Connections, Limits
+from kvserver.connections import DRAIN_INTERVAL, MINUTE, Connections, Limits
 from kvserver.factory import EchoFactory
 from kvserver.proxy import (
     LONGEST_V1,
@@ -141,6 +142,10 @@ def test_parseAnything(beginning: bytes, rest: bytes) -> None:
 class Transport(StringTransport):
     """
     A transport that a balancer's header can rename.
+
+    @ivar peer: The balancer's end of its socket.
+
+    @ivar record: What is known of the connection.
     """
 
     aborted = False
@@ -148,7 +153,14 @@ class Transport(StringTransport):
 
     def __init__(self, address: IAddress) -> None:
         super().__init__(peerAddress=address)
+        self._socket, self.peer = socket.socketpair()
         self.record = Record(1, "proxy:tcp:0", address, 0.0)
+
+    def getHandle(self) -> socket.socket:
+        """
+        The socket.
+        """
+        return self._socket
 
     def seenAs(self, peer: IAddress, host: IAddress | None) -> None:
         """
@@ -221,7 +233,8 @@ def test_client(header: bytes) -> None:
         balancer = Balancer()
         balancer.send(header[:place])
         if place < len(header):
-            assert len(balancer.connections) == 0
+            assert list(balancer.connections) == []
+            assert len(balancer.connections) == 1
         balancer.send(header[place:] + b"hello\nis it")
         (client,) = balancer.connections
         assert client.transport.getPeer() == CLIENT
@@ -332,17 +345,40 @@ def test_limits() -> None:
     assert balancer.transport.record.ending is Ending.REFUSED
 
 
-def test_drain() -> None:
+@pytest.mark.parametrize("where", ["in the kernel", "in the daemon"])
+def test_drain(where: str) -> None:
     """
-    A drain waits for those that have no client yet.
+    A drain waits for those that have begun with a header.
+    """
+    balancer = Balancer()
+    balancer.connections.startService()
+    if where == "in the kernel":
+        balancer.transport.peer.sendall(b"PROX")
+    else:
+        balancer.send(b"PROX")
+    done: list[object] = []
+    balancer.connections.stopService().addCallback(done.append)
+    assert done == []
+    balancer.clock.pump([DRAIN_INTERVAL] * 10)
+    assert not balancer.transport.aborted
+    balancer.clock.advance(TIMEOUT)
+    assert balancer.transport.aborted
+    assert balancer.transport.record.ending is Ending.PROXY_HEADER
+    balancer.header.connectionLost()
+    assert done == [None]
+
+
+def test_drainAtRest() -> None:
+    """
+    A drain closes those of which nothing has come.
     """
     balancer = Balancer()
     balancer.connections.startService()
     done: list[object] = []
     balancer.connections.stopService().addCallback(done.append)
-    assert done == []
-    balancer.clock.advance(TIMEOUT)
+    balancer.clock.pump([DRAIN_INTERVAL] * 10)
     assert balancer.transport.aborted
+    assert balancer.transport.record.ending is Ending.DRAINED
     balancer.header.connectionLost()
     assert done == [None]
 

@@ -125,7 +125,7 @@ def test_oneThatCannotStop() -> None:
     with capturedLogs() as logs:
         family.supervisor.stopService()
     assert family.happened() == ["stop c", "stop b"]
-    assert [(event["log_level"], event["child"]) for event in logs] == [(LogLevel.critical, "c")]
+    assert [(event["log_level"], event["child"]) for event in logs] == [(LogLevel.error, "c")]
 
 
 @pytest.mark.parametrize("start", ["privilegedStartService", "startService"])
