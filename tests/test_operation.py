@@ -21,10 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.clients import LINES, Sender, ask, connect, exchange, program, reset, stick
 from tests.daemon import PATIENCE, TWIST, Daemon, quietPort, waitFor
+from tests.readme import block
 from tests.sabotage import Sabotaged
 from tests.wires import PROXY_V1, Authority, TLSClient
-
-README = Path(__file__).parents[1] / "README.rst"
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -477,19 +476,9 @@ class TestCannotStart:
 # Prometheus.
 
 
-def block(begin: str) -> str:
-    """
-    The block in the README that begins so.
-    """
-    (found,) = re.findall(
-        rf"^    {re.escape(begin)}.*(?:\n(?:    .*)?)*", README.read_text(), re.MULTILINE
-    )
-    return re.sub("^    ", "", str(found), flags=re.MULTILINE)
-
-
 def test_promtool(tmp_path: Path) -> None:
     """
-    promtool has nothing to say against the metrics, nor against the README's alerts.
+    promtool has nothing to say against the metrics, nor against the README's alerts and scrapes.
     """
     promtool = program("promtool")
     metrics = quietPort()
@@ -501,6 +490,8 @@ def test_promtool(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     (tmp_path / "rules.yml").write_text(block("groups:"))
     subprocess.run([promtool, "check", "rules", str(tmp_path / "rules.yml")], check=True)
+    (tmp_path / "prometheus.yml").write_text(block("scrape_configs:"))
+    subprocess.run([promtool, "check", "config", str(tmp_path / "prometheus.yml")], check=True)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,11 @@ from pathlib import Path
 import pytest
 
 from tests.clients import LINES, Sender, ask, connect, exchange, stick
-from tests.daemon import waitFor
+from tests.daemon import PATIENCE, waitFor
+from tests.readme import block
 from tests.sabotage import SABOTEUR
 from tests.wires import PROXY_V1, Authority, TLSClient
 
-README = Path(__file__).parents[2] / "README.rst"
 DROPINS = Path("/etc/systemd/system/kvserver.service.d")
 PORT = 4040
 
@@ -44,16 +45,6 @@ def shell(script: str, status: int = 0) -> str:
     )
     assert done.returncode == status, done.stdout
     return done.stdout
-
-
-def readme(begin: str) -> str:
-    """
-    The block of commands in the README that begins so.
-    """
-    (found,) = re.findall(
-        rf"^    {re.escape(begin)}.*(?:\n(?:    .*)?)*", README.read_text(), re.MULTILINE
-    )
-    return re.sub("^    ", "", str(found), flags=re.MULTILINE)
 
 
 def shown(name: str) -> str:
@@ -96,9 +87,9 @@ def _installed() -> None:
     The two commands of the README.
     """
     # As root's is on many a system.
-    shell("umask 077\n" + readme("umask 022 && python3 -m venv /opt/kvserver"))
-    shell("/opt/kvserver/bin/pip install --quiet '/srv/kvserver[tls]'")
-    shell(readme("systemctl link"))
+    shell("umask 077\n" + block("umask 022 && python3 -m venv /opt/kvserver"))
+    shell("/opt/kvserver/bin/pip install --quiet '/srv/kvserver[metrics,tls]'")
+    shell(block("systemctl link"))
 
 
 @pytest.fixture(autouse=True)
@@ -346,7 +337,7 @@ def test_portInUse(cursor: str) -> None:
         assert "systemd passes 0 sockets" in journal(cursor)
     waitFor(lambda: shown("ActiveState") == "active", "the service runs")
     answered()
-    shell(readme("systemctl disable --now kvserver.socket"))
+    shell(block("systemctl disable --now kvserver.socket"))
     shell("systemctl stop kvserver.service")
     with socket.create_server(("127.0.0.1", PORT)):
         shell("systemctl start kvserver.service", 1)
@@ -357,12 +348,12 @@ def test_ownPort() -> None:
     """
     The README's drop-in: a port of its own, without the socket of systemd.
     """
-    shell(readme("systemctl disable --now kvserver.socket"))
+    shell(block("systemctl disable --now kvserver.socket"))
     answered()
     assert shell("systemctl is-active kvserver.socket", 3) == "inactive\n"
     assert exposure() <= 1.5
     # Also when somebody pastes the rest of the README again.
-    shell(f"{readme('systemctl link').strip()} || true")
+    shell(f"{block('systemctl link').strip()} || true")
     shell("systemctl restart kvserver.service")
     answered()
 
@@ -371,7 +362,7 @@ def test_settingsForProxy() -> None:
     """
     The README's example of a file with settings.
     """
-    shell(readme("mkdir -p /etc/kvserver\n"))
+    shell(block("mkdir -p /etc/kvserver\n"))
     with connect(PORT) as client:
         client.sendall(PROXY_V1)
         assert ask(client, b"hello\n") == b"hello\n"
@@ -388,7 +379,7 @@ def test_settingsForTLS(tmp_path: Path, cursor: str) -> None:
         f"install -D --mode=600 {certificate} /etc/kvserver/server.pem;"
         f"install -D --mode=600 {key} /etc/kvserver/server.key"
     )
-    shell(readme("mkdir -p /etc/kvserver /etc/systemd/system/kvserver.socket.d"))
+    shell(block("mkdir -p /etc/kvserver /etc/systemd/system/kvserver.socket.d"))
     answered()
     with TLSClient(connect(4443), authority.client()) as client:
         assert ask(client, b"hello\n") == b"hello\n"
@@ -400,3 +391,21 @@ def test_settingsForTLS(tmp_path: Path, cursor: str) -> None:
     dropIn("tls2.conf", "MemoryDenyWriteExecute=yes\n")
     shell("systemctl restart kvserver.service", 1)
     assert "kvserver: --listen: tls: pyOpenSSL needs memory" in journal(cursor)
+
+
+def test_settingsForOperation() -> None:
+    """
+    The README's example of an access log and metrics.
+    """
+    shell(block("mkdir -p /etc/systemd/system/kvserver.socket.d /etc/kvserver"))
+    answered()
+    log = Path("/var/log/kvserver/access.log")
+    waitFor(lambda: '"reason": "client_closed"' in log.read_text(), "the record")
+    with urllib.request.urlopen("http://127.0.0.1:9100/readyz", timeout=PATIENCE) as answer:
+        assert answer.read() == b"ready\n"
+    # A rotation.
+    log.rename("/var/log/kvserver/access.log.1")
+    shell("systemctl reload kvserver.service")
+    waitFor(log.exists, "the new file")
+    answered()
+    waitFor(lambda: '"id": 2' in log.read_text(), "the record")
