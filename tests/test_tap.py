@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from twisted.application.service import IServiceMaker
+from twisted.internet.address import UNIXAddress
 from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
@@ -20,6 +21,7 @@ from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.listener import Listener
 from kvserver.notify import Notifier
 from kvserver.process import Signals
+from kvserver.record import Ending
 from kvserver.tap import Options, makeService
 from tests.wires import Authority
 
@@ -287,6 +289,54 @@ def test_listenTree(tmp_path: Path) -> None:
         ("proxy:tls:unix:/x", ("proxy", "tls")),
     ]
     assert list(map(str, options["proxy-trusted"])) == ["192.0.2.0/24", "2001:db8::1/128"]
+
+
+def test_operation(tmp_path: Path) -> None:
+    """
+    Metrics are served by the first child, which stops last; records go to the file.
+    """
+    log = tmp_path / "access.log"
+    options = parse("--metrics=tcp:0:interface=127.0.0.1", f"--access-log={log}")
+    assert log.exists()
+    supervisor = makeService(options, MemoryReactorClock())
+    children = [child.name for child in supervisor]
+    assert children == ["metrics", "connections", "tcp:4040", "signals", "notifier"]
+    connections = supervisor.getServiceNamed("connections")
+    assert isinstance(connections, Connections)
+    record = connections.begin("tcp:4040", UNIXAddress(None))
+    record.ends(Ending.ERROR)
+    connections.end(record)
+    assert '"reason": "error"' in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--access-log=/nowhere/x", "--access-log: '/nowhere/x' can't be written: No such file"),
+        ("--access-log=/", "--access-log: '/' can't be written: Is a directory"),
+        ("--access-log=", "--access-log: '' can't be written: "),
+        ("--access-log=a\0b", "--access-log: 'a\\x00b' can't be written: embedded null byte"),
+        ("--metrics=tcp:x", "--metrics: 'tcp:x': 'x' is not a TCP port from 0 to 65535"),
+        ("--metrics=", "--metrics: '': not an endpoint: "),
+    ],
+)
+def test_wrongOperation(option: str, reason: str) -> None:
+    """
+    What is wrong is named.
+    """
+    with pytest.raises(UsageError) as caught:
+        parse(option)
+    assert str(caught.value).startswith(reason)
+
+
+def test_withoutMetrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without what metrics need it is said how to install it.
+    """
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "kvserver.metrics", raising=False)
+    with pytest.raises(UsageError, match=r"pip install 'kvserver\[metrics\]'"):
+        parse("--metrics=tcp:0")
 
 
 def test_listenAndPort(monkeypatch: pytest.MonkeyPatch) -> None:
