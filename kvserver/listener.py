@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from kvserver.address import BACKLOG, UNIX, Address, addressOf
 from kvserver.connections import Connections
-from kvserver.record import Ending
+from kvserver.record import Ending, Record
 from kvserver.transport import Transport
 
 ACCEPTS = 100
@@ -313,9 +313,10 @@ class Listener(Service):
         Serve a connection. If that fails, it fails alone.
         """
         transport: Transport | None = None
-        peer = addressOf(name)
-        record = self._connections.begin(str(self.name), peer)
+        record: Record | None = None
         try:
+            peer = addressOf(name)
+            record = self._connections.begin(str(self.name), peer)
             protocol = self._factory.buildProtocol(peer)
             if protocol is None:
                 record.ends(Ending.REFUSED)
@@ -326,12 +327,14 @@ class Listener(Service):
                 protocol.makeConnection(transport)
                 return
         except Exception:
-            record.ends(Ending.ERROR)
             self._log.failure(
-                "The connection from {peer} could not begin", peer=peer, level=LogLevel.error
+                "The connection from {name} could not begin", name=name, level=LogLevel.error
             )
-        if transport is None:
-            accepted.close()
-            self._connections.end(record)
-        else:
+            if record is not None:
+                record.ends(Ending.ERROR)
+        if transport is not None:
             transport.abortConnection()
+            return
+        accepted.close()
+        if record is not None:
+            self._connections.end(record)

@@ -336,6 +336,25 @@ def test_connectionThatCannotBegin(harness: Harness) -> None:
     assert harness.reading
 
 
+def test_connectionFromNowhere(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A connection whose address can't be told is lost alone.
+    """
+
+    def nowhere(name: object) -> object:
+        raise socket.gaierror("nowhere")
+
+    harness.connect()
+    with monkeypatch.context() as patched, capturedLogs() as logs:
+        patched.setattr("kvserver.listener.addressOf", nowhere)
+        harness.listener.doRead()
+    assert [event["log_level"] for event in logs] == [LogLevel.error]
+    assert harness.clients[0].recv(1) == b""
+    harness.connect()
+    harness.listener.doRead()
+    assert len(harness.connections) == 1
+
+
 def test_connectionThatCannotBeWatched(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A connection that the reactor has no room for is lost alone, and leaves nothing open.
