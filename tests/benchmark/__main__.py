@@ -2,7 +2,8 @@
 Measures the real daemon, as C{twistd -n kvserver} starts it, and its peers, in turn and in the same
 run, and writes what has come out.
 
-    python -m tests.benchmark --output tests/benchmark    about ten minutes
+    python -m tests.benchmark --output tests/benchmark    about twelve minutes
+    python -m tests.benchmark --only "TLS ping-pong"    a minute; only what is named like this
     python -m tests.benchmark --quick    seconds; to see that it runs, not what it measures
 
 The load must not wait for the processor: it needs two, and nothing else should run meanwhile.
@@ -35,6 +36,22 @@ GROWTH = (1, 10, 50, 100, 1_000, 10_000)
 How many clients there are for ping-pong.
 """
 
+HELD = {False: 10_000, True: 1_000}
+"""
+How many clients hold a connection, without TLS and with it.
+"""
+
+
+class Options(argparse.Namespace):
+    """
+    What the command line says.
+    """
+
+    quick: bool
+    only: str
+    servers: str
+    output: Path | None
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -44,17 +61,29 @@ class Workload:
     @ivar name: What it is called in the results.
 
     @ivar arguments: What it is told; then follows for how long.
+
+    @ivar tls: Does it speak TLS?
     """
 
     name: str
     arguments: tuple[str, ...]
+    tls: bool = False
 
+
+PIPELINED = ("exchange", "16", "100", "64")
+BULK = ("exchange", "4", "4", "65536")
+CONNECT = ("connect", "16", "64")
 
 WORKLOADS = (
     *(Workload(f"ping-pong {n}", ("exchange", str(n), "1", "64")) for n in GROWTH),
-    Workload("pipelined", ("exchange", "16", "100", "64")),
-    Workload("bulk", ("exchange", "4", "4", "65536")),
-    Workload("connect", ("connect", "16", "64")),
+    Workload("pipelined", PIPELINED),
+    Workload("bulk", BULK),
+    Workload("connect", CONNECT),
+    Workload("connect 1", ("connect", "1", "64")),
+    Workload("TLS ping-pong 50", ("exchange", "50", "1", "64"), tls=True),
+    Workload("TLS pipelined", PIPELINED, tls=True),
+    Workload("TLS bulk", BULK, tls=True),
+    Workload("TLS connect", CONNECT, tls=True),
 )
 
 
@@ -64,7 +93,7 @@ def loading(program: str, server: Running, *arguments: str) -> Iterator["subproc
     The load, ready to begin.
     """
     with subprocess.Popen(
-        [program, str(server.port), *arguments],
+        [program, server.wire, str(server.port), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -80,20 +109,24 @@ def held(program: str, server: Running, clients: int) -> float:
     """
     How much memory a client takes who was served once and stays, in bytes.
     """
+    server.settle()
     before = server.memory()
     with loading(program, server, "hold", str(clients)):
         return (server.memory() - before) / clients
 
 
-def exchange(program: str, server: Running, workload: Workload, seconds: float) -> dict[str, float]:
+def exchange(
+    program: str, server: Running, arguments: tuple[str, ...], seconds: float
+) -> dict[str, float]:
     """
     Let the load run.
 
     @return: What it has measured, and the server's CPU time for each line, in us.
     """
-    with loading(program, server, *workload.arguments, str(seconds)) as process:
+    with loading(program, server, *arguments, str(seconds)) as process:
         assert process.stdin
         assert process.stdout
+        server.settle()
         before = server.cpu()
         process.stdin.write("\n")
         process.stdin.flush()
@@ -111,30 +144,46 @@ def exchange(program: str, server: Running, workload: Workload, seconds: float) 
 
 
 def measure(
-    server: Server, program: str, folder: Path, quick: bool
+    server: Server, workloads: list[Workload], program: str, folder: Path, options: Options
 ) -> dict[tuple[str, str], dict[str, float]]:
     """
-    Start a server once, and measure all there is to measure.
+    Start a server once, and measure.
 
     @return: For each server and workload what has been measured, by name.
     """
-    clients = 100 if quick else 10_000
+    seconds = 0.1 if options.quick else 1.0
+    found: dict[tuple[str, str], dict[str, float]] = {}
     with running(server, folder) as started:
-        # What it frees after its start it has freed by then.
-        time.sleep(0.1)
-        found: dict[tuple[str, str], dict[str, float]] = {
-            (server.name, "start"): {"seconds": started.start},
-            (server.name, "rest"): {"memory": float(started.memory())},
-        }
+        if not options.only:
+            # What it frees after its start it has freed by then.
+            time.sleep(0.1)
+            found[server.name, server.of("start")] = {"seconds": started.start}
+            found[server.name, server.of("rest")] = {"memory": float(started.memory())}
         if server.name == EMPTY:
             return found
-        found[server.name, "held"] = {"memory": held(program, started, clients)}
-        for workload in WORKLOADS:
-            if not (quick and int(workload.arguments[1]) > clients):
-                found[server.name, workload.name] = exchange(
-                    program, started, workload, 0.1 if quick else 1.0
-                )
+        # uvloop takes three times as long for a line until a first connection has ended.
+        exchange(program, started, CONNECT, seconds / 5)
+        if not options.only:
+            clients = 100 if options.quick else HELD[server.identity is not None]
+            found[server.name, server.of("held")] = {"memory": held(program, started, clients)}
+        for workload in workloads:
+            found[server.name, workload.name] = exchange(
+                program, started, workload.arguments, seconds
+            )
     return found
+
+
+def chosen(server: Server, options: Options) -> list[Workload]:
+    """
+    What of the load a server is to take.
+    """
+    return [
+        workload
+        for workload in WORKLOADS
+        if workload.tls == (server.identity is not None)
+        and options.only in workload.name
+        and not (options.quick and int(workload.arguments[1]) > 100)
+    ]
 
 
 def main(arguments: list[str]) -> None:
@@ -143,25 +192,37 @@ def main(arguments: list[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark")
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
+    parser.add_argument(
+        "--only", default="", help="only workloads that have this in their name, and nothing else"
+    )
+    parser.add_argument("--servers", default="", help="only servers that have this in their name")
     parser.add_argument("--output", type=Path, help="the folder that results.* are written to")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(arguments, Options())
+    if options.output and (options.only or options.servers):
+        parser.error("--output is for the results of all workloads and servers")
     samples: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as scratch, manyDescriptors(10_100):
         folder = Path(scratch)
         program = load(folder)
-        found = servers(folder, not options.quick)
+        found = [
+            server
+            for server in servers(folder, not options.quick)
+            if options.servers in server.name
+            and not (options.only and (server.name == EMPTY or not chosen(server, options)))
+        ]
         peers = versions(folder)
         for number in range(1 if options.quick else REPEAT):
             for server in found:
-                print(f"{number + 1}: {server.name}", file=sys.stderr)
-                for key, values in measure(server, program, folder, options.quick).items():
+                print(f"{number + 1}: {server.of(server.name)}", file=sys.stderr)
+                workloads = chosen(server, options)
+                for key, values in measure(server, workloads, program, folder, options).items():
                     for name, value in values.items():
                         samples[key][name].append(value)
     results = {
         key: {name: median(values) for name, values in some.items()}
         for key, some in samples.items()
     }
-    names = [server.name for server in found]
+    names = list(dict.fromkeys(server.name for server in found))
     text = table(results, names, [workload.name for workload in WORKLOADS], peers)
     print(text)
     if options.output:

@@ -4,11 +4,13 @@ What the benchmark writes: tables in reStructuredText, and a chart in SVG.
 
 import os
 import platform
+import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import log10
 from pathlib import Path
 
 import twisted
+from cryptography.hazmat.backends.openssl import backend
 
 from tests.benchmark.servers import EMPTY, KVSERVER, LINERECEIVER, UVLOOP, C
 
@@ -18,6 +20,13 @@ For each server and workload the medians, by name.
 """
 
 COLOURS = ("#c0392b", "#2c6fbb", "#7f8c8d", "#b7950b", "#1e8449", "#17202a", "#148f9c", "#7d3c98")
+
+
+def _release(version: str) -> str:
+    """
+    A version of OpenSSL without its date.
+    """
+    return " ".join(version.split()[:2])
 
 
 def machine() -> str:
@@ -30,7 +39,8 @@ def machine() -> str:
             model = line.partition(":")[2].strip()
     return (
         f"{os.cpu_count()} processors ({model}), Linux {platform.release()}, "
-        f"Python {platform.python_version()}, Twisted {twisted.__version__}"
+        f"Python {platform.python_version()} ({_release(ssl.OPENSSL_VERSION)}), "
+        f"Twisted {twisted.__version__} ({_release(backend.openssl_version_text())})"
     )
 
 
@@ -71,7 +81,14 @@ SUMMARY = (
     ("pipelined", "lines", "pipelined, 16 clients, depth 100: lines a second"),
     ("bulk", "bytes", "bulk, lines of 64 KiB: bytes a second"),
     ("connect", "lines", "connect, echo, close: a second"),
+    ("connect 1", "cpu", "connect, echo, close, 1 client: CPU a connection"),
     ("held", "memory", "memory of a connection that is held"),
+    ("TLS ping-pong 50", "cpu", "TLS ping-pong, 50 clients: CPU a line"),
+    ("TLS pipelined", "lines", "TLS pipelined, 16 clients, depth 100: lines a second"),
+    ("TLS bulk", "cpu", "TLS bulk, lines of 64 KiB: CPU a line"),
+    ("TLS connect", "cpu", "TLS connect, echo, close: CPU a connection"),
+    ("TLS connect", "lines", "TLS connect, echo, close: a second"),
+    ("TLS held", "memory", "memory of a TLS connection that is held"),
 )
 
 
@@ -108,34 +125,55 @@ def at(results: Results, names: Sequence[str], workload: str) -> str:
     return grid([*head, "kvserver's CPU : its"], rows)
 
 
+def processes(results: Results, names: Sequence[str]) -> str:
+    """
+    What a server takes before anybody is connected, and for who is connected and silent.
+    """
+
+    def cell(name: str, what: str, figure: str, unit: float = 1.0) -> str:
+        values = results.get((name, what))
+        return number(values[figure] / unit) if values else "-"
+
+    head = [
+        *("server", "start to ready, ms", "memory at rest, MB", "bytes a held connection"),
+        *("TLS: start to ready, ms", "memory at rest, MB", "bytes a held connection"),
+    ]
+    rows = [
+        [
+            name,
+            *(
+                cell(name, f"{wire}{what}", figure, unit)
+                for wire in ("", "TLS ")
+                for what, figure, unit in (
+                    ("start", "seconds", 1e-3),
+                    ("rest", "memory", 1e6),
+                    ("held", "memory", 1),
+                )
+            ),
+        ]
+        for name in names
+    ]
+    return grid(head, rows)
+
+
 def table(results: Results, names: Sequence[str], workloads: Sequence[str], versions: str) -> str:
     """
     All that has been measured.
 
     @param versions: Those of the peers.
     """
+    measured = {workload for _, workload in results}
     parts = [
         f"Measured by ``python -m tests.benchmark`` on {machine()}, {versions}. Medians.",
         "Where the load is busy to about 100 %, the server would have done more: its lines and\n"
         "bytes a second are then those of the load, and only the CPU time can be compared.",
         summary(results, names),
     ]
-    rows = []
-    for name in names:
-        start, rest = results[name, "start"]["seconds"], results[name, "rest"]["memory"]
-        held = results.get((name, "held"), {}).get("memory")
-        rows.append(
-            [
-                name,
-                number(start * 1e3),
-                number(rest / 1e6),
-                "-" if held is None else number(held),
-            ]
-        )
-    head = ["server", "start to ready, ms", "memory at rest, MB", "bytes a held connection"]
-    parts.append(grid(head, rows))
+    if "start" in measured:
+        parts.append(processes(results, names))
     for workload in workloads:
-        parts.append(f"{workload}\n{'-' * len(workload)}\n\n{at(results, names, workload)}")
+        if workload in measured:
+            parts.append(f"{workload}\n{'-' * len(workload)}\n\n{at(results, names, workload)}")
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 

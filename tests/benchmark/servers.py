@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.daemon import PATIENCE, TWISTD, environment, quietPort
+from tests.wires import Authority
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
@@ -33,15 +34,24 @@ class Server:
 
     @ivar name: What it is called in the results.
 
-    @ivar command: What starts it.
+    @ivar command: What starts it; C{{port}} stands for its port, which C{PORT} says as well.
 
     @ivar notifies: Does it say READY to C{NOTIFY_SOCKET}? Else it is ready when it takes a
         connection.
+
+    @ivar identity: The PEM files of the certificate and of its key, if it speaks TLS.
     """
 
     name: str
     command: tuple[str, ...]
     notifies: bool = False
+    identity: tuple[Path, Path] | None = None
+
+    def of(self, what: str) -> str:
+        """
+        What the results call a thing that is measured of it: with TLS it is another thing.
+        """
+        return f"TLS {what}" if self.identity else what
 
 
 def build(folder: Path, *command: str) -> bool:
@@ -56,14 +66,28 @@ def build(folder: Path, *command: str) -> bool:
     return True
 
 
+def missing() -> str | None:
+    """
+    What the benchmark needs and is not here.
+    """
+    if not shutil.which("cc"):
+        return "a C compiler: its load is written in C"
+    include = ("cc", "-E", "-include", "openssl/ssl.h", "-x", "c", os.devnull)
+    quiet = subprocess.DEVNULL
+    if subprocess.run(include, stdout=quiet, stderr=quiet, check=False).returncode:
+        return "the headers of OpenSSL (libssl-dev): its load speaks TLS"
+    return None
+
+
 def load(folder: Path) -> str:
     """
     Build the load.
 
     @return: The program.
     """
-    if not build(folder, "cc", "-O2", "-o", "load", str(HERE / "load.c")):
-        raise SystemExit("The benchmark needs a C compiler: its load is written in C.")
+    if what := missing():
+        raise SystemExit(f"The benchmark needs {what}.")
+    build(folder, "cc", "-O2", "-o", "load", str(HERE / "load.c"), "-lssl", "-lcrypto")
     return str(folder / "load")
 
 
@@ -86,28 +110,38 @@ def servers(folder: Path, install: bool) -> list[Server]:
     @param folder: Takes what is built.
 
     @param install: Install what else is needed?
+
+    @return: Those that speak TLS are there twice, without and with it.
     """
     aio = str(PEERS / "aio.py")
     twistd = (TWISTD, "-n", "--pidfile=")
+    identity = Authority(folder).issue("localhost")
+    tls = (
+        *("--listen", "tls:tcp:{port}:interface=127.0.0.1"),
+        *(f"--tls-certificate={identity[0]}", f"--tls-private-key={identity[1]}"),
+    )
+
+    def both(name: str, *command: str) -> list[Server]:
+        return [Server(name, command), Server(name, command, identity=identity)]
+
     found = [
         Server(EMPTY, (*twistd, "-y", str(PEERS / "empty.tac")), notifies=True),
         Server(KVSERVER, (*twistd, "kvserver"), notifies=True),
-        Server(LINERECEIVER, (*twistd, "-y", str(PEERS / "linereceiver.tac"))),
-        Server("asyncio protocol", (sys.executable, aio, "protocol")),
+        Server(KVSERVER, (*twistd, "kvserver", *tls), notifies=True, identity=identity),
+        *both(LINERECEIVER, *twistd, "-y", str(PEERS / "linereceiver.tac")),
+        *both("asyncio protocol", sys.executable, aio, "protocol"),
         Server("asyncio streams", (sys.executable, aio, "streams")),
     ]
     if install:
-        found.append(Server(UVLOOP, (_installUvloop(folder), aio, "uvloop")))
+        found += both(UVLOOP, _installUvloop(folder), aio, "uvloop")
     build(folder, "cc", "-O2", "-o", "epoll", str(PEERS / "epoll.c"))
     found.append(Server(C, (str(folder / "epoll"),)))
     if build(folder, "go", "build", "-o", "go", str(PEERS / "echo.go")):
-        found.append(Server("Go, by line", (str(folder / "go"),)))
+        found += both("Go, by line", str(folder / "go"))
     if build(folder, "erlc", "-o", str(folder), str(PEERS / "beam.erl")):
         found.append(Server(BEAM, ("erl", "-noinput", "-pa", str(folder), "-s", "beam")))
     return found
 
-
-_OTP = 'io:format("OTP ~s~n", [erlang:system_info(otp_release)]), halt().'
 
 VERSIONS = (
     ("cc", "--version"),
@@ -139,13 +173,18 @@ class Running:
     """
     A server that has been started.
 
+    @ivar wire: C{tcp} or C{tls}.
+
     @ivar port: Its port on 127.0.0.1.
 
     @ivar start: How long it took to be ready, in seconds.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int, start: float) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", wire: str, port: int, start: float
+    ) -> None:
         self._process = process
+        self.wire = wire
         self.port = port
         self.start = start
 
@@ -157,6 +196,20 @@ class Running:
         for task in Path(f"/proc/{self._process.pid}/task").iterdir():
             total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
+
+    def settle(self) -> None:
+        """
+        Wait until it is done with the clients that have left.
+        """
+        deadline = time.monotonic() + PATIENCE
+        begin = self.cpu()
+        while True:
+            time.sleep(0.02)
+            end = self.cpu()
+            if end - begin < 0.002:
+                return
+            assert time.monotonic() < deadline, "it does something, and nobody has asked for it"
+            begin = end
 
     def memory(self) -> int:
         """
@@ -184,6 +237,10 @@ def running(server: Server, folder: Path) -> Iterator[Running]:
     notify = folder / "notify"
     notify.unlink(missing_ok=True)
     env = environment(PORT=str(port))
+    if server.identity:
+        certificate, key = map(str, server.identity)
+        env |= {"TLS_CERTIFICATE": certificate, "TLS_PRIVATE_KEY": key}
+    command = [part.format(port=port) for part in server.command]
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         manager.bind(str(notify))
@@ -195,14 +252,15 @@ def running(server: Server, folder: Path) -> Iterator[Running]:
         log = stack.enter_context((folder / "log").open("wb"))
         begin = time.monotonic()
         process = subprocess.Popen(
-            server.command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
         try:
             while not ready():
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() - begin < PATIENCE, server.name
                 time.sleep(0.001)
-            yield Running(process, port, time.monotonic() - begin)
+            wire = "tls" if server.identity else "tcp"
+            yield Running(process, wire, port, time.monotonic() - begin)
         finally:
             process.terminate()
             try:

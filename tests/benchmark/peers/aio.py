@@ -1,10 +1,12 @@
 """
-asyncio: PORT=4040 python aio.py protocol|streams|uvloop. The protocols send back bytes, and know no
-lines.
+asyncio. The protocols send back bytes, and know no lines. The streams have no TLS.
+
+    PORT=4040 [TLS_CERTIFICATE=FILE TLS_PRIVATE_KEY=FILE] python aio.py protocol|streams|uvloop
 """
 
 import asyncio
 import os
+import ssl
 import sys
 from typing import cast
 
@@ -37,6 +39,18 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
+def tls() -> ssl.SSLContext | None:
+    """
+    What the environment asks for.
+    """
+    certificate = os.environ.get("TLS_CERTIFICATE")
+    if certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, os.environ["TLS_PRIVATE_KEY"])
+    return context
+
+
 async def main(kind: str) -> None:
     """
     Listen.
@@ -46,7 +60,7 @@ async def main(kind: str) -> None:
         server = await asyncio.start_server(serve, *where, limit=1 << 20, backlog=1024)
     else:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Echo, *where, backlog=1024)
+        server = await loop.create_server(Echo, *where, backlog=1024, ssl=tls())
     await server.serve_forever()
 
 

@@ -1,7 +1,7 @@
 """
 Plain Twisted: what one writes first.
 
-    PORT=4040 twistd -ny linereceiver.tac
+    PORT=4040 [TLS_CERTIFICATE=FILE TLS_PRIVATE_KEY=FILE] twistd -ny linereceiver.tac
 """
 
 import os
@@ -9,7 +9,7 @@ import os
 from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import Application
 from twisted.internet import reactor
-from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineReceiver
 
@@ -25,8 +25,11 @@ class Echo(LineReceiver):
         self.sendLine(line)
 
 
-endpoint = TCP4ServerEndpoint(
-    reactor, int(os.environ["PORT"]), backlog=1024, interface="127.0.0.1"
-)
+where = f"{os.environ['PORT']}:backlog=1024:interface=127.0.0.1"
+if "TLS_CERTIFICATE" in os.environ:
+    files = f"certKey={os.environ['TLS_CERTIFICATE']}:privateKey={os.environ['TLS_PRIVATE_KEY']}"
+    endpoint = serverFromString(reactor, f"ssl:{where}:{files}")
+else:
+    endpoint = serverFromString(reactor, f"tcp:{where}")
 application = Application("echo")
 StreamServerEndpointService(endpoint, Factory.forProtocol(Echo)).setServiceParent(application)
