@@ -10,14 +10,17 @@ The rooms, from the command line down to the wire; each imports only from those 
     wire          what a connection comes by: layers, and where it is listened for
     metrics       what others can see of us over HTTP
     listener      one listening socket, that notices its own death
-    tls, proxy    what a connection passes before its protocol
-    transport     an accepted connection
-    poller        watches the sockets of all connections, for the reactor
-    address       where to listen
+    route         what a connection passes between accept(2) and its protocol
+    tls, proxy    TLS, a kind of transport, and its handshake; the PROXY header
+    certificates  what TLS shows
     accesslog     one record a connection
-    factory       a protocol for each connection
     connections   who is connected, who may connect, how they leave
+    transport     an accepted connection: its bytes, its record
+    poller        watches the sockets of all connections, for the reactor
+    stage         what a connection passes before its protocol, and after it
+    address       where to listen
     record        what is known of one connection
+    factory       a protocol for each connection
     protocol      the echo contract
 
 The service tree::

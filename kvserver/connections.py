@@ -3,15 +3,12 @@ Who is connected, who may connect, and how they leave.
 """
 
 import resource
-import struct
 import termios
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fcntl import ioctl
 from ipaddress import ip_network
 from typing import Any
-from typing import Protocol as Structure
 
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -19,10 +16,9 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Cooperator, LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
-from twisted.protocols.policies import ProtocolWrapper
 
-from kvserver.protocol import EchoProtocol
 from kvserver.record import Ending, Record, shown
+from kvserver.transport import Transport
 
 RESERVED_FDS = 32
 """
@@ -87,24 +83,6 @@ def sourceOf(address: IAddress) -> str | None:
         host, _, _ = address.host.partition("%")
         return str(ip_network((host, 64), strict=False))
     return None
-
-
-class Opening(Structure):
-    """
-    A protocol that has no client yet.
-    """
-
-    @property
-    def begun(self) -> bool:
-        """
-        Has anything come?
-        """
-
-    @property
-    def transport(self) -> Any:
-        """
-        Its transport.
-        """
 
 
 @dataclass(frozen=True)
@@ -181,7 +159,7 @@ class _Watch:
     """
     What the last look at a connection has found.
 
-    @ivar received: How many bytes had come in.
+    @ivar received: What progress there had been of what comes in.
 
     @ivar unsent: How many bytes of the echo the peer had not acknowledged; None before it was
         asked.
@@ -199,16 +177,13 @@ class _Watch:
         self.settled = True
         self.since = now
 
-    def look(self, protocol: EchoProtocol, now: float) -> float:
+    def look(self, transport: Transport, now: float) -> float:
         """
         Look again.
 
         @return: For how many seconds nothing has come or gone.
         """
-        received = protocol.received
-        if isinstance(protocol.transport, ProtocolWrapper):
-            # TLS: what is on its way may be no line, and not even a byte, for a while.
-            received += protocol.transport.received
+        received = transport.progress()
         if received != self.received:
             self.received = received
             self.unsent = None
@@ -218,31 +193,11 @@ class _Watch:
             # Only connections that have just fallen silent, or hang, cost a system call. One look
             # is not enough to settle it: what the transport still holds reaches the kernel by the
             # next.
-            before, self.unsent = self.unsent, _queued(protocol, termios.TIOCOUTQ)
+            before, self.unsent = self.unsent, transport.queued(termios.TIOCOUTQ)
             self.settled = before == self.unsent == 0
             if before is not None and before != self.unsent:
                 self.since = now
         return now - self.since
-
-
-def _socketOf(protocol: Opening | EchoProtocol) -> Any:
-    """
-    The transport that has the socket. With TLS that is the one below.
-    """
-    transport = protocol.transport
-    while isinstance(transport, ProtocolWrapper):
-        transport = transport.transport
-    return transport
-
-
-def _queued(protocol: Opening | EchoProtocol, request: int) -> int:
-    """
-    How many bytes of a connection are in the kernel: C{FIONREAD}, received and not read;
-    C{TIOCOUTQ}, sent and not acknowledged (tcp(7), unix(7)).
-    """
-    (count,) = struct.unpack("i", ioctl(_socketOf(protocol).getHandle(), request, bytes(4)))
-    assert isinstance(count, int)
-    return count
 
 
 class Totals:
@@ -324,9 +279,8 @@ class Connections(Service):
         self._reactor = reactor
         self.limits = limits
         self._most = limits.connections or mostConnections()
-        self._live: dict[EchoProtocol, _Watch] = {}
-        self._opening: set[Opening] = set()
-        self._sources: dict[str | None, int] = {}
+        self._live: dict[Transport, _Watch] = {}
+        self._sources: dict[str, int] = {}
         self._report = report
         self._verbose = verbose
         self.totals = Totals()
@@ -344,9 +298,9 @@ class Connections(Service):
         """
         How many there are, with those that have no client yet.
         """
-        return len(self._live) + len(self._opening)
+        return len(self._live)
 
-    def __iter__(self) -> Iterator[EchoProtocol]:
+    def __iter__(self) -> Iterator[Transport]:
         """
         Each of them, as of now: it may end, and others may begin, while the caller goes through
         them.
@@ -359,11 +313,10 @@ class Connections(Service):
         these connections and on those that have ended.
         """
         lines, received, sent = self.totals.lines, self.totals.received, self.totals.sent
-        for protocol in self._live:
-            record = _socketOf(protocol).record
-            lines += record.lines
-            received += record.received
-            sent += record.sent
+        for transport in self._live:
+            lines += transport.lines
+            received += transport.record.received
+            sent += transport.record.sent
         return lines, received, sent
 
     @property
@@ -373,32 +326,37 @@ class Connections(Service):
         """
         return self._stopping
 
-    def begin(self, listener: str, peer: IAddress) -> Record:
+    def accepted(self, transport: Transport) -> None:
         """
-        A connection has been accepted.
-
-        @param listener: The name of who accepted it.
+        A connection has been accepted. From now on it counts.
         """
+        record = transport.record
         self.totals.accepted += 1
-        record = Record(self.totals.accepted, listener, peer, self._reactor.seconds())
+        record.number = self.totals.accepted
+        record.begun = self._reactor.seconds()
+        self._live[transport] = _Watch(record.begun)
         if self._verbose:
             self._log.debug(
                 "Connection {number} from {peer} on {listener}",
                 number=record.number,
-                peer=shown(peer),
-                listener=listener,
+                peer=shown(record.peer),
+                listener=record.listener,
             )
-        return record
 
-    def end(self, record: Record) -> None:
+    def ended(self, transport: Transport) -> None:
         """
-        A connection has ended, and why is known.
+        A connection has ended, and why is known. When all that is to be known of it is written
+        down, it counts no more.
         """
+        record = transport.record
         assert record.ending
         record.seconds = self._reactor.seconds() - record.begun
         self.totals.add(record, record.ending, record.seconds)
-        if self._report is not None:
-            self._report(record)
+        try:
+            if self._report is not None:
+                self._report(record)
+        finally:
+            self._forget(transport)
         if self._verbose:
             self._log.debug(
                 "Connection {number} ended: {ending}",
@@ -408,54 +366,24 @@ class Connections(Service):
                 seconds=record.seconds,
             )
 
-    def add(self, protocol: EchoProtocol) -> None:
-        """
-        C{protocol} is connected.
-        """
-        self._live[protocol] = _Watch(self._reactor.seconds())
-        if self.limits.perSource:
-            source = sourceOf(protocol.transport.getPeer())
-            self._sources[source] = self._sources.get(source, 0) + 1
-        _socketOf(protocol).record.protocol = protocol
+    def _forget(self, transport: Transport) -> None:
+        del self._live[transport]
+        source = transport.source
+        if source is not None:
+            self._sources[source] -= 1
+            if not self._sources[source]:
+                del self._sources[source]
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for call in waiting:
+                call()
+        if self._drained and not self._live:
+            drained, self._drained = self._drained, None
+            drained.callback(None)
 
     def _logFull(self, count: int) -> None:
         text = "{connections} connections: no more are accepted until one ends"
         self._log.warn(text + REPEATED[count > 1], connections=self._most, count=count)
-
-    def discard(self, protocol: EchoProtocol) -> None:
-        """
-        C{protocol} is connected no more.
-        """
-        if self._live.pop(protocol, None) is None:
-            return
-        if self.limits.perSource:
-            source = sourceOf(protocol.transport.getPeer())
-            self._sources[source] -= 1
-            if not self._sources[source]:
-                del self._sources[source]
-        self._left()
-
-    def opening(self, protocol: Opening) -> None:
-        """
-        C{protocol} is connected, but to a balancer that has not said yet for whom. It counts.
-        """
-        self._opening.add(protocol)
-
-    def opened(self, protocol: Opening) -> None:
-        """
-        C{protocol} has left its place to that of the client, or is connected no more.
-        """
-        if protocol in self._opening:
-            self._opening.remove(protocol)
-            self._left()
-
-    def _left(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for call in waiting:
-            call()
-        if self._drained and not len(self):
-            drained, self._drained = self._drained, None
-            drained.callback(None)
 
     def whenRoom(self, accept: Callable[[], None]) -> bool:
         """
@@ -463,7 +391,7 @@ class Connections(Service):
 
         @param accept: If not: is called when one has ended.
         """
-        if len(self) < self._most:
+        if len(self._live) < self._most:
             return True
         self._oncePerMinute("all", self._logFull)
         self.whenLeft(accept)
@@ -475,18 +403,25 @@ class Connections(Service):
         """
         self._waiting.append(call)
 
-    def admits(self, address: IAddress | None) -> bool:
+    def admits(self, transport: Transport) -> bool:
         """
-        May one more connection come from there?
+        May there be one more connection from its source? If so, it counts for that from now on.
         """
-        source = address and sourceOf(address)
         limit = self.limits.perSource
-        if not (limit and address and source and self._sources.get(source, 0) >= limit):
+        source = sourceOf(transport.getPeer()) if limit else None
+        if source is None:
             return True
-        self.warnOfSource(
-            address, "{source} has {limit} connections: more are refused", limit=limit
-        )
-        return False
+        count = self._sources.get(source, 0)
+        if count >= limit:
+            self.warnOfSource(
+                transport.getPeer(),
+                "{source} has {limit} connections: more are refused",
+                limit=limit,
+            )
+            return False
+        self._sources[source] = count + 1
+        transport.source = source
+        return True
 
     def warnOfSource(self, address: IAddress, text: str, **fields: object) -> None:
         """
@@ -555,19 +490,18 @@ class Connections(Service):
         if self._drained:
             self._abortAll()
 
-    def _abort(self, protocol: Opening | EchoProtocol, ending: Ending) -> None:
-        _socketOf(protocol).record.ends(ending)
-        protocol.transport.abortConnection()
+    def _abort(self, transport: Transport, ending: Ending) -> None:
+        transport.record.ends(ending)
+        transport.abortConnection()
 
-    def _close(self, protocol: EchoProtocol, ending: Ending) -> None:
-        _socketOf(protocol).record.ends(ending)
-        protocol.close()
+    def _close(self, transport: Transport, ending: Ending) -> None:
+        transport.record.ends(ending)
+        transport.close()
 
     def _abortAll(self) -> None:
-        left: list[Opening | EchoProtocol] = [*self._live, *self._opening]
-        self._log.warn("{count} connections did not come to rest: aborted", count=len(left))
-        for protocol in left:
-            self._abort(protocol, Ending.ABORTED)
+        self._log.warn("{count} connections did not come to rest: aborted", count=len(self))
+        for transport in self:
+            self._abort(transport, Ending.ABORTED)
 
     def _lookingCall(self) -> LoopingCall:
         call = LoopingCall(lambda: self._cooperator.coiterate(self._look()))
@@ -575,19 +509,15 @@ class Connections(Service):
         return call
 
     def _look(self) -> Iterator[Deferred[None] | None]:
-        if self._drained:
-            for opening in list(self._opening):
-                if not (opening.begun or _queued(opening, termios.FIONREAD)):
-                    self._abort(opening, Ending.DRAINED)
         closed = 0
-        for protocol in self:
+        for transport in self:
             try:
-                closing = self._judge(protocol)
+                closing = self._judge(transport)
             except Exception:
                 self._log.failure(
                     "A connection could not be looked at, and is aborted", level=LogLevel.error
                 )
-                self._abort(protocol, Ending.ERROR)
+                self._abort(transport, Ending.ERROR)
                 closing = True
             closed += closing
             # A close is only begun here: the work comes in the reactor's next turn, and must not
@@ -595,27 +525,27 @@ class Connections(Service):
             enough = closing and closed % CLOSED_AT_ONCE == 0
             yield deferLater(self._reactor, 0) if enough else None
 
-    def _judge(self, protocol: EchoProtocol) -> bool:
+    def _judge(self, transport: Transport) -> bool:
         """
         Close the connection if its time has come.
 
         @return: Has it been closed?
         """
-        watch = self._live.get(protocol)
+        watch = self._live.get(transport)
         if watch is None:
             # It has ended while others were looked at.
             return False
-        silent = watch.look(protocol, self._reactor.seconds())
+        silent = watch.look(transport, self._reactor.seconds())
         if watch.unsent:
             if silent < self.limits.write:
                 return False
-            self._abort(protocol, Ending.WRITE_TIMEOUT)
+            self._abort(transport, Ending.WRITE_TIMEOUT)
         elif self._drained:
-            if silent < REST or protocol.unfinished or _queued(protocol, termios.FIONREAD):
+            if silent < REST or not transport.isIdle() or transport.queued(termios.FIONREAD):
                 return False
-            self._close(protocol, Ending.DRAINED)
+            self._close(transport, Ending.DRAINED)
         else:
             if not 0 < self.limits.idle <= silent:
                 return False
-            self._close(protocol, Ending.IDLE_TIMEOUT)
+            self._close(transport, Ending.IDLE_TIMEOUT)
         return True

@@ -12,8 +12,7 @@ from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReadDescriptor
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
@@ -21,8 +20,8 @@ from zope.interface import implementer
 
 from kvserver.address import BACKLOG, UNIX, Address, addressOf
 from kvserver.connections import Connections
-from kvserver.record import Ending, Record
-from kvserver.transport import Transport
+from kvserver.record import Record
+from kvserver.route import Route
 
 ACCEPTS = 100
 """
@@ -82,10 +81,10 @@ class Listener(Service):
     """
     One listening socket; the place of the guide's acceptor.
 
-    The reactor watches the socket through a selector of its own. If the socket were closed or
-    replaced behind its back, the reactor could not forget the file descriptor any more, and would
-    take the connection that gets the same number next for one that it watches already. A selector
-    can be thrown away.
+    The poller, which watches the connections, too, watches the socket through a selector of its
+    own. If the socket were closed or replaced behind its back, the poller could not forget the file
+    descriptor any more, and would take the connection that gets the same number next for one that
+    it watches already. A selector can be thrown away.
     """
 
     _log = Logger()
@@ -95,34 +94,35 @@ class Listener(Service):
         reactor: Any,
         address: Address,
         layers: Sequence[str],
-        factory: Factory,
+        route: Route,
         connections: Connections,
-        poller: IReactorFDSet,
+        poller: Any,
         died: Callable[[Exception], None],
     ) -> None:
         """
-        @param reactor: Provides C{IReactorFDSet} and C{IReactorTime}.
+        @param reactor: Provides C{IReactorTime}.
 
         @param address: Where to listen.
 
         @param layers: What a connection passes before its protocol, for the log.
 
-        @param factory: Builds a protocol for each connection.
+        @param route: Takes the connections that are accepted.
 
         @param connections: Says when there are too many.
 
-        @param poller: Watches the connections that are accepted.
+        @param poller: Watches the socket.
 
         @param died: Is called when the socket listens no more, unless it was stopped.
         """
         self._reactor = reactor
         self.address = address
         self.layers = tuple(layers)
-        self._factory = factory
+        self._route = route
         self._connections = connections
         self._poller = poller
         self._died = died
         self._socket: socket.socket | None = None
+        self._lastTurn = 0
         self._refusals = 0
         self._pause: IDelayedCall | None = None
         self._calm: IDelayedCall | None = None
@@ -140,8 +140,9 @@ class Listener(Service):
             listening = undo.enter_context(self.address.listen())
             self._identity = _identity(listening)
             self._selector.register(listening, selectors.EVENT_READ)
-            self._reactor.addReader(self)
             self._socket = listening
+            undo.callback(setattr, self, "_socket", None)
+            self._poller.addReader(self)
             undo.pop_all()
         layers = f" ({', '.join(self.layers)})" if self.layers else ""
         self._log.info(
@@ -165,10 +166,11 @@ class Listener(Service):
         what they have sent has reached this machine.
         """
         super().stopService()
-        listening, self._socket = self._socket, None
+        listening = self._socket
         if listening is None:
             return
         self._deaf()
+        self._socket = None
         self._selector.close()
         for call in self._pause, self._calm:
             if call is not None and call.active():
@@ -231,13 +233,13 @@ class Listener(Service):
     def _deaf(self) -> None:
         if self._checking.running:
             self._checking.stop()
-        self._reactor.removeReader(self)
+        self._poller.removeReader(self)
 
     def fileno(self) -> int:
         """
-        The selector's.
+        The selector's; -1 after the end.
         """
-        return self._selector.fileno()
+        return -1 if self._socket is None else self._selector.fileno()
 
     def logPrefix(self) -> str:
         """
@@ -253,13 +255,15 @@ class Listener(Service):
 
     def doRead(self) -> None:
         """
-        Accept who is waiting.
+        Accept who is waiting: one, and as many as there are when we are asked again at once. To ask
+        the kernel for a second one that is not there costs a tenth of a connection.
         """
         assert self._socket is not None
+        isBurst, self._lastTurn = self._lastTurn == self._poller.turn, self._poller.turn
         failed: OSError | None = None
         for _ in range(ACCEPTS):
             if not self._connections.whenRoom(self._resume):
-                self._reactor.removeReader(self)
+                self._poller.removeReader(self)
                 return
             try:
                 accepted, name = self._socket.accept()
@@ -276,6 +280,8 @@ class Listener(Service):
             else:
                 failed = None
                 self._connect(accepted, name)
+                if not isBurst:
+                    return
         if failed:
             # So many in a row, and there is no end of them: that is no trouble of one connection.
             self._wait(failed)
@@ -292,7 +298,7 @@ class Listener(Service):
             )
         self._refusals += 1
         self._connections.acceptPauses += 1
-        self._reactor.removeReader(self)
+        self._poller.removeReader(self)
         self._pause = self._reactor.callLater(PAUSE, self._resume)
         if self._calm is not None and self._calm.active():
             self._calm.reset(CALM)
@@ -306,35 +312,19 @@ class Listener(Service):
     def _resume(self) -> None:
         waits = self._pause is not None and self._pause.active()
         if self._socket is not None and not waits:
-            self._reactor.addReader(self)
+            self._poller.addReader(self)
 
     def _connect(self, accepted: socket.socket, name: Any) -> None:
         """
         Serve a connection. If that fails, it fails alone.
         """
-        transport: Transport | None = None
-        record: Record | None = None
         try:
-            peer = addressOf(name)
-            record = self._connections.begin(str(self.name), peer)
-            protocol = self._factory.buildProtocol(peer)
-            if protocol is None:
-                record.ends(Ending.REFUSED)
-            else:
-                transport = Transport(
-                    accepted, protocol, record, self._poller, self._connections.end
-                )
-                protocol.makeConnection(transport)
-                return
+            record = Record(str(self.name), addressOf(name))
+            accepted.setblocking(False)
         except Exception:
             self._log.failure(
                 "The connection from {name} could not begin", name=name, level=LogLevel.error
             )
-            if record is not None:
-                record.ends(Ending.ERROR)
-        if transport is not None:
-            transport.abortConnection()
-            return
-        accepted.close()
-        if record is not None:
-            self._connections.end(record)
+            accepted.close()
+        else:
+            self._route.enter(accepted, record)

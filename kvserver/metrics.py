@@ -43,12 +43,21 @@ class Collector:
     Sums up, when it is asked, what the connections count anyway.
     """
 
-    def __init__(self, connections: Connections, restarts: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        restarts: Callable[[], Mapping[str, int]],
+        expiry: Callable[[], float | None],
+    ) -> None:
         """
         @param restarts: How often each listener has been restarted, by its name.
+
+        @param expiry: When the validity of the certificate for TLS ends, in seconds since the
+            epoch; None: there is no TLS.
         """
         self._connections = connections
         self._restarts = restarts
+        self._expiry = expiry
 
     def collect(self) -> Iterator[Any]:
         """
@@ -88,6 +97,13 @@ class Collector:
             "Times that nothing was accepted for a while, since accept(2) could not.",
             connections.acceptPauses,
         )
+        expiry = self._expiry()
+        if expiry is not None:
+            yield GaugeMetricFamily(
+                "kvserver_tls_certificate_expiry_timestamp_seconds",
+                "When the validity of the certificate ends, in seconds since the epoch.",
+                expiry,
+            )
         count = 0
         buckets = []
         for bound, some in zip((*map(str, DURATIONS), "+Inf"), totals.durations, strict=True):

@@ -16,13 +16,13 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvserver.stage import DONE
+
 BATCH = 256
 """
 How many connections are served before the reactor looks to others: those who want to be accepted,
 timers.
 """
-
-_DONE = Failure(CONNECTION_DONE)
 
 
 @implementer(IReactorFDSet, IReadDescriptor)
@@ -38,11 +38,15 @@ class Poller:
     """
 
     _log = Logger()
+    _hasNew = False
 
     def __init__(self, reactor: Any) -> None:
         """
         @param reactor: Provides C{IReactorFDSet} and C{IReactorTime}.
+
+        @ivar turn: Counts the turns of the reactor in which there was something to do.
         """
+        self.turn = 0
         self._reactor = reactor
         self._epoll = select.epoll()
         self._watched: dict[int, IReadWriteDescriptor] = {}
@@ -90,7 +94,22 @@ class Poller:
                 self._reactor.addReader(self)
             self._epoll.register(number, after)
             self._watched[number] = descriptor
+            self._hasNew = True
         self._events[number] = after
+
+    def remove(self, descriptor: Any) -> None:
+        """
+        Watch it no more, for whatever it was watched.
+        """
+        self._change(descriptor, 0, select.EPOLLIN | select.EPOLLOUT)
+
+    def forget(self, descriptor: Any) -> None:
+        """
+        Watch it no more: it is about to be closed, which the epoll finds out by itself.
+        """
+        number = descriptor.fileno()
+        if self._watched.pop(number, None) is not None:
+            del self._events[number]
 
     def removeAll(self) -> list[Any]:
         """
@@ -98,7 +117,7 @@ class Poller:
         """
         removed = list(self._watched.values())
         for descriptor in removed:
-            self._change(descriptor, 0, select.EPOLLIN | select.EPOLLOUT)
+            self.remove(descriptor)
         return removed
 
     def getReaders(self) -> list[Any]:
@@ -137,6 +156,17 @@ class Poller:
 
     def doRead(self) -> None:
         """
+        Serve the connections that are ready, and then, once, those that have just been accepted:
+        often their first line is there already, and a turn of the reactor costs more than to look.
+        """
+        self.turn += 1
+        self._hasNew = False
+        self._serve()
+        if self._hasNew:
+            self._serve()
+
+    def _serve(self) -> None:
+        """
         Serve the connections that are ready. One that fails, fails alone.
         """
         watched = self._watched
@@ -158,7 +188,9 @@ class Poller:
                     if event & ~select.EPOLLOUT and wanted & select.EPOLLIN:
                         reads = True
                         why = descriptor.doRead()
-                    if why is None and event & ~select.EPOLLIN and wanted & select.EPOLLOUT:
+                    writes = event & ~select.EPOLLIN and wanted & select.EPOLLOUT
+                    # What was read may have been its end.
+                    if writes and why is None and watched.get(number) is descriptor:
                         reads = False
                         why = descriptor.doWrite()
                 if why is not None:
@@ -178,10 +210,9 @@ class Poller:
         if why is not CONNECTION_DONE:
             descriptor.connectionLost(Failure(why))
         elif reads and IHalfCloseableDescriptor.providedBy(descriptor):
-            self.removeReader(descriptor)
-            descriptor.readConnectionLost(_DONE)
+            descriptor.readConnectionLost(DONE)
         else:
-            descriptor.connectionLost(_DONE)
+            descriptor.connectionLost(DONE)
 
     def _lose(self, descriptor: Any, reason: Failure) -> None:
         """
@@ -195,5 +226,4 @@ class Poller:
                 connection=descriptor.logPrefix(),
                 level=LogLevel.error,
             )
-        self.removeReader(descriptor)
-        self.removeWriter(descriptor)
+        self.remove(descriptor)

@@ -2,13 +2,8 @@
 The echo contract, and nothing else.
 """
 
-from typing import Protocol as Structure
-
-from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import connectionDone
-from twisted.internet.tcp import Server
+from twisted.internet.interfaces import IHalfCloseableProtocol, ITransport
 from twisted.protocols.basic import LineReceiver
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 LF = b"\n"
@@ -30,23 +25,6 @@ def _count(data: bytes) -> int:
     return len(data) if _BARE.startswith(data) else data.count(LF)
 
 
-class Registry(Structure):
-    """
-    What a connection tells of its life: L{kvserver.connections.Connections}, or in a test a plain
-    C{set}.
-    """
-
-    def add(self, protocol: "EchoProtocol", /) -> object:
-        """
-        C{protocol} is connected.
-        """
-
-    def discard(self, protocol: "EchoProtocol", /) -> object:
-        """
-        C{protocol} is connected no more.
-        """
-
-
 @implementer(IHalfCloseableProtocol)
 class EchoProtocol(LineReceiver):
     """
@@ -57,39 +35,24 @@ class EchoProtocol(LineReceiver):
     :line} of Erlang's C{gen_tcp}. What is sent back depends on the bytes alone, never on how the
     network cut them.
 
-    The protocol is its own push producer (L{LineReceiver} has the methods): a peer that does not
-    read its echo is not read from, so that a connection never holds more than one line buffer and
-    one write buffer.
+    A peer that does not read its echo is not read from: that is the transport's business, so that
+    a connection never holds more than one line buffer and one write buffer.
 
     @cvar MAX_LENGTH: The size of the line buffer, in bytes.
 
-    @ivar received: How many bytes have come in.
-
-    @ivar lines: How many of them have ended a line, and so have been sent back.
+    @ivar lines: How many lines have come in, and so have been sent back.
     """
 
-    transport: Server
+    transport: ITransport
     delimiter = LF
     MAX_LENGTH = 64 * 1024
-    received = 0
     lines = 0
 
-    def __init__(self, registry: Registry) -> None:
-        """
-        @param registry: Is told when the connection begins and ends.
-        """
-        self._registry = registry
+    def __init__(self) -> None:
         # The beginning of a line that is not complete, always shorter than MAX_LENGTH. A bytearray
         # grows in place, so a line that arrives byte by byte costs no more than one that arrives
         # whole.
         self._unfinished = bytearray()
-
-    def connectionMade(self) -> None:
-        """
-        Begin to echo.
-        """
-        self.transport.registerProducer(self, True)
-        self._registry.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         """
@@ -101,7 +64,6 @@ class EchoProtocol(LineReceiver):
         @param data: The next bytes, cut anywhere.
         """
         size = len(data)
-        self.received += size
         unfinished = self._unfinished
         first = data.find(LF) + 1
         if 0 < first == size and not unfinished:
@@ -133,18 +95,6 @@ class EchoProtocol(LineReceiver):
         """
         return len(self._unfinished)
 
-    def close(self, last: bytes = b"") -> None:
-        """
-        Close the connection when everything has been sent.
-
-        @param last: What is to be sent before.
-        """
-        # A transport does not close while a producer may have more to say.
-        self.transport.unregisterProducer()
-        if last:
-            self.transport.write(last)
-        self.transport.loseConnection()
-
     def clearLineBuffer(self) -> bytes:
         """
         Forget the beginning of a line that is not complete.
@@ -163,15 +113,11 @@ class EchoProtocol(LineReceiver):
         Without this half of L{IHalfCloseableProtocol} the transport would drop what it has not sent
         yet; without the close, a peer that waits for our FIN would wait for ever.
         """
-        self.close(self.clearLineBuffer())
+        if self._unfinished:
+            self.transport.write(self.clearLineBuffer())
+        self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
         """
         Our own half was closed alone. That never happens: we close both halves together.
         """
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        The connection is gone, for whatever reason.
-        """
-        self._registry.discard(self)

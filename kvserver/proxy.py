@@ -5,21 +5,20 @@ Written here rather than taken from a library: that it may be cut at any byte, h
 and that nothing in it may raise has to be done here anyway, and what remains is two short formats.
 """
 
+import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address as IPv4
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from ipaddress import IPv6Address as IPv6
-from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
-from twisted.internet.protocol import Factory, Protocol, ServerFactory, connectionDone
-from twisted.logger import Logger
-from twisted.python.failure import Failure
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 
-from kvserver.connections import Connections
 from kvserver.record import Ending
+from kvserver.stage import Stage
 from kvserver.transport import Transport
 
 TIMEOUT = 5.0
@@ -35,6 +34,11 @@ The longest header of version 1, in bytes: the specification's worst case.
 LONGEST_V2 = 4096
 """
 The most that a header of version 2 may announce, in bytes, addresses and TLVs together.
+"""
+
+_LONGEST = 16 + LONGEST_V2
+"""
+More bytes than any header has that is accepted.
 """
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -152,131 +156,99 @@ def _parseV2(data: bytes) -> Header | None:
     )
 
 
-class ProxyHeader(Protocol):
+class ProxyStage(Stage):
     """
-    Reads the header, and then leaves its place to the protocol of the client.
+    Reads the header. It leaves in the kernel what comes after it: that is for whoever has the
+    connection next, be it TLS.
     """
 
-    _log = Logger()
-    transport: Transport
-    factory: "ProxyFactory"
+    timeout = TIMEOUT
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        trusted: tuple[IPv4Network | IPv6Network, ...],
+        done: Callable[[Transport], None],
+    ) -> None:
         """
-        @param reactor: Provides C{IReactorTime}.
+        @param trusted: Who may send a header. The peers of a UNIX socket may.
+
+        @param done: Is called with the transport when the client is known.
         """
+        super().__init__(transport)
+        self._trusted = trusted
+        self._done = done
         self._buffer = b""
-        self._timeout = reactor.callLater(TIMEOUT, self._refuse, f"no header within {TIMEOUT:g} s")
 
     @property
-    def begun(self) -> bool:
+    def begun(self) -> bool:  # type: ignore[override]
         """
         Has anything come of a header?
         """
         return bool(self._buffer)
 
-    def connectionMade(self) -> None:
+    def begin(self) -> None:
         """
         Wait for the header, if this peer may send one.
         """
-        self.factory.connections.opening(self)
-        peer = self.transport.getPeer()
-        if not self.factory.trusts(peer):
+        super().begin()
+        if not self._trusts(self.transport.getPeer()):
             self._refuse("its address is not in --proxy-trusted")
 
-    def dataReceived(self, data: bytes) -> None:
-        """
-        Read the header, cut anywhere.
-        """
-        self._buffer += data
-        try:
-            header = parse(self._buffer)
-        except BadHeader as error:
-            self._refuse(str(error))
-            return
-        if header is None:
-            return
-        rest, self._buffer = self._buffer[header.length :], b""
-        if header.peer is not None:
-            self.transport.seenAs(header.peer, header.host)
-        protocol = self.factory.wrapped.buildProtocol(self.transport.getPeer())
-        if protocol is None:
-            self.transport.record.ends(Ending.REFUSED)
-            self.transport.abortConnection()
-            return
-        self._timeout.cancel()
-        self.transport.protocol = protocol
-        try:
-            protocol.makeConnection(self.transport)
-        finally:
-            self.factory.connections.opened(self)
-        if rest:
-            protocol.dataReceived(rest)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        The connection ended before the header did. If nothing had come it was a health check.
-        """
-        if self._buffer:
-            self.transport.record.ends(Ending.PROXY_HEADER)
-            self._complain("it ended in the middle of the header")
-        if self._timeout.active():
-            self._timeout.cancel()
-        self.factory.connections.opened(self)
-
-    def _refuse(self, reason: str) -> None:
-        self._buffer = b""
-        self.transport.record.ends(Ending.PROXY_HEADER)
-        self._complain(reason)
-        self.transport.abortConnection()
-
-    def _complain(self, reason: str) -> None:
-        self.factory.connections.warnOfSource(
-            self.transport.getPeer(), "PROXY header from {source} refused: {reason}", reason=reason
-        )
-
-
-class ProxyFactory(ServerFactory):
-    """
-    Builds what reads the header, for each connection of a balancer.
-    """
-
-    noisy = False
-
-    def __init__(
-        self,
-        reactor: Any,
-        wrapped: Factory,
-        connections: Connections,
-        trusted: tuple[IPv4Network | IPv6Network, ...],
-    ) -> None:
-        """
-        @param reactor: Provides C{IReactorTime}.
-
-        @param wrapped: Builds the protocol of the client.
-
-        @param connections: Counts the connections that have no client yet.
-
-        @param trusted: Who may send a header. The peers of a UNIX socket may.
-        """
-        self.reactor = reactor
-        self.wrapped = wrapped
-        self.connections = connections
-        self._trusted = trusted
-
-    def trusts(self, peer: IAddress) -> bool:
-        """
-        May this peer send a header?
-        """
+    def _trusts(self, peer: IAddress) -> bool:
         if not isinstance(peer, IPv4Address | IPv6Address):
             return True
         address = ip_address(peer.host.partition("%")[0])
         return any(address in network for network in self._trusted)
 
-    def buildProtocol(self, addr: IAddress | None) -> ProxyHeader:  # type: ignore[override]
+    def doRead(self) -> Exception | None:
         """
-        Build what reads the header.
+        Read the header, cut anywhere, and nothing else.
         """
-        protocol = ProxyHeader(self.reactor)
-        protocol.factory = self
-        return protocol
+        receive = self.transport.socket.recv
+        try:
+            # As long as the header is not complete all that is there belongs to it.
+            data = receive(_LONGEST, socket.MSG_PEEK)
+            if not data:
+                return CONNECTION_DONE
+            header = parse(self._buffer + data)
+            length = len(data) if header is None else header.length - len(self._buffer)
+            self._buffer += receive(length)
+            self.transport.steps += 1
+        except BadHeader as error:
+            self._refuse(str(error))
+            return None
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if header is not None:
+            self.end()
+            if header.peer is not None:
+                self.transport.seenAs(header.peer, header.host)
+            self._done(self.transport)
+        return None
+
+    def late(self) -> None:
+        """
+        The header has not come in time.
+        """
+        self._refuse(f"no header within {self.timeout:g} s")
+
+    def ended(self) -> None:
+        """
+        The connection ended before the header did. If nothing had come it was a health check.
+        """
+        super().ended()
+        if self.begun and self.transport.record.ending is None:
+            self._complain("it ended in the middle of the header")
+
+    def _refuse(self, reason: str) -> None:
+        self._complain(reason)
+        self.transport.abortConnection()
+
+    def _complain(self, reason: str) -> None:
+        self.transport.record.ends(Ending.PROXY_HEADER)
+        self.transport.connections.warnOfSource(
+            self.transport.getPeer(), "PROXY header from {source} refused: {reason}", reason=reason
+        )

@@ -3,13 +3,9 @@ What is known of one connection.
 """
 
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress
-
-if TYPE_CHECKING:
-    from kvserver.protocol import EchoProtocol
 
 
 def shown(address: IAddress) -> str:
@@ -73,8 +69,6 @@ class Record:
 
     @ivar begun: When, by the reactor's clock, in seconds.
 
-    @ivar protocol: Echoes; None if it never came to that.
-
     @ivar tls: The version of TLS, if there is TLS.
 
     @ivar subject: That of the client's certificate, if it has shown one (RFC 4514).
@@ -82,27 +76,33 @@ class Record:
     @ivar ending: Why it has ended, or is going to; None as long as nobody but the client would end
         it.
 
-    @ivar unsent: How many bytes wait to be sent, or could not be.
+    @ivar received: How many bytes have come in, for the protocol.
+
+    @ivar sent: How many of its bytes the kernel has taken; with TLS, how many TLS has taken for it.
+
+    @ivar lines: How many lines had come in at the end, and so had been sent back.
 
     @ivar seconds: How long it has lasted; None while it does.
     """
 
     __slots__ = (
-        *("begun", "client", "ending", "listener", "number", "peer", "protocol", "seconds"),
-        *("subject", "tls", "unsent"),
+        *("begun", "client", "ending", "lines", "listener", "number", "peer", "received"),
+        *("seconds", "sent", "subject", "tls"),
     )
 
-    def __init__(self, number: int, listener: str, peer: IAddress, begun: float) -> None:
-        self.number = number
+    number: int
+    begun: float
+
+    def __init__(self, listener: str, peer: IAddress) -> None:
         self.listener = listener
         self.peer = peer
         self.client: IAddress | None = None
-        self.begun = begun
-        self.protocol: EchoProtocol | None = None
         self.tls: str | None = None
         self.subject: str | None = None
         self.ending: Ending | None = None
-        self.unsent = 0
+        self.received = 0
+        self.sent = 0
+        self.lines = 0
         self.seconds: float | None = None
 
     def ends(self, ending: Ending) -> None:
@@ -111,27 +111,3 @@ class Record:
         """
         if self.ending is None:
             self.ending = ending
-
-    @property
-    def lines(self) -> int:
-        """
-        How many lines have come in, and so have been sent back.
-        """
-        return self.protocol.lines if self.protocol else 0
-
-    @property
-    def received(self) -> int:
-        """
-        How many bytes the client has sent, without what layers have taken.
-        """
-        return self.protocol.received if self.protocol else 0
-
-    @property
-    def sent(self) -> int:
-        """
-        How many bytes of the echo have been sent; with TLS, if something could not be sent, about
-        so many.
-        """
-        if self.protocol is None:
-            return 0
-        return max(0, self.protocol.received - self.protocol.unfinished - self.unsent)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import twisted
 from twisted.logger import LogLevel
@@ -19,18 +19,16 @@ from twisted.python.usage import UsageError
 from kvserver import __version__
 from kvserver.accesslog import ToFile, ToLog
 from kvserver.address import TCP, Address, parse, parseInterface
+from kvserver.certificates import BadCertificate, Certificates
 from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.factory import EchoFactory
 from kvserver.listener import Listener
 from kvserver.notify import Notifier, takeManager
 from kvserver.poller import Poller
 from kvserver.process import Signals, fail, keepTime
-from kvserver.proxy import ProxyFactory
+from kvserver.route import Route
 from kvserver.supervisor import ChildSpec, RestartIntensity, Supervisor
 from kvserver.wire import Wire, parseWire
-
-if TYPE_CHECKING:
-    from kvserver.tls import Certificates
 
 DEFAULT_PORT = "4040"
 
@@ -311,17 +309,10 @@ Examples:
         user, group = self.parent.get("uid"), self.parent.get("gid")
         return -1 if user is None else user, -1 if group is None else group
 
-    def _certificates(self) -> "Certificates":
+    def _certificates(self) -> Certificates:
         """
         What tls: shows, from files that can be used.
         """
-        try:
-            from kvserver.tls import BadCertificate, Certificates
-        except ImportError as error:
-            raise UsageError(
-                f"--listen: tls: needs more than is installed ({error}): "
-                "pip install 'kvserver[tls]'"
-            ) from None
         for option in "tls-certificate", "tls-private-key":
             if self[option] is None:
                 raise UsageError(f"--listen: tls: needs --{option}")
@@ -388,24 +379,23 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
     poller = Poller(reactor)
     certificates = options["certificates"]
 
-    def factoryFor(wire: Wire) -> Any:
-        factory: Any = EchoFactory(connections)
-        for layer in reversed(wire.layers):
-            if layer == "tls":
-                from kvserver.tls import TLSFactory
+    factory = EchoFactory()
 
-                factory = TLSFactory(reactor, factory, connections, certificates)
-            else:
-                trusted = options["proxy-trusted"]
-                factory = ProxyFactory(reactor, factory, connections, trusted)
-        return factory
+    def routeFor(wire: Wire) -> Route:
+        return Route(
+            factory,
+            connections,
+            poller,
+            options["proxy-trusted"] if "proxy" in wire.layers else None,
+            certificates if "tls" in wire.layers else None,
+        )
 
     def listenerFor(wire: Wire) -> ChildSpec:
-        factory = factoryFor(wire)
+        route = routeFor(wire)
         return ChildSpec(
             wire.name,
             lambda died: Listener(
-                reactor, wire.address, wire.layers, factory, connections, poller, died
+                reactor, wire.address, wire.layers, route, connections, poller, died
             ),
         )
 
@@ -436,10 +426,13 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
         def restarts() -> dict[str, int]:
             return {wire.name: supervisor.restarts[wire.name] for wire in options["wires"]}
 
+        def expiry() -> float | None:
+            return certificates.expiry if certificates else None
+
         served = MetricsSite(
             reactor,
             options["metrics-address"],
-            site(Collector(connections, restarts), trouble),
+            site(Collector(connections, restarts, expiry), trouble),
         )
         # The first to start and the last to stop: it answers while the others drain.
         metrics.append(ChildSpec("metrics", lambda died: served, permanent=False))

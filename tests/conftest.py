@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Daemon
+from tests.house import House, RecorderFactory
 from tests.wires import Authority
 
 
@@ -35,3 +36,13 @@ def freshDaemon(tmp_path: Path) -> Iterator[Daemon]:
     """
     with Daemon(tmp_path) as daemon:
         yield daemon
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    """
+    A house whose guests are recorded, and that is empty in the end.
+    """
+    house = House(factory=RecorderFactory())
+    yield house
+    house.close()

@@ -13,15 +13,16 @@ from twisted.logger import LogLevel, capturedLogs
 
 from kvserver.accesslog import ToFile, ToLog, line
 from kvserver.connections import MINUTE
-from kvserver.protocol import EchoProtocol
 from kvserver.record import Ending, Record, shown
+from tests.house import PLENTY, House
 
 
 def record(number: int = 1) -> Record:
     """
     A connection that has ended.
     """
-    record = Record(number, "tcp:0", IPv4Address("TCP", "192.0.2.1", 1024), 0.0)
+    record = Record("tcp:0", IPv4Address("TCP", "192.0.2.1", 1024))
+    record.number = number
     record.ending = Ending.RESET
     record.seconds = 1.5
     return record
@@ -66,8 +67,7 @@ def test_line() -> None:
     some.client = IPv6Address("TCP", "::1", 1)
     some.tls = "TLSv1.3"
     some.subject = 'CN="\n'
-    some.protocol = EchoProtocol(set())
-    some.protocol.received, some.protocol.lines = 10, 2
+    some.received, some.sent, some.lines = 10, 9, 2
     written = line(some, 1.0)
     assert "\n" not in written
     assert json.loads(written) == expected | {
@@ -76,20 +76,41 @@ def test_line() -> None:
         "subject": 'CN="\n',
         "lines": 2,
         "bytes_in": 10,
-        "bytes_out": 10,
+        "bytes_out": 9,
     }
 
 
-def test_unsent() -> None:
+def test_reported() -> None:
     """
-    What could not be sent is not counted as sent.
+    What is written of a connection is what came and went, and what could not be sent is not
+    counted as sent.
     """
-    some = record()
-    some.unsent = 3
-    assert some.sent == 0
-    some.protocol = EchoProtocol(set())
-    some.protocol.received = 10
-    assert some.sent == 7
+    house = House()
+    log = ToLog(now)
+    with capturedLogs() as logs:
+        house.connections._report = log.report
+        guest = house.enter()
+        guest.peer.sendall(b"1\n2\n3")
+        house.turn()
+        guest.transport.write(PLENTY)
+        house.clock.advance(1.5)
+        guest.reset()
+        house.turn()
+    (event,) = logs
+    said = json.loads(event["record"])
+    assert (said["lines"], said["bytes_in"], said["reason"]) == (2, 5, "reset")
+    assert 4 < said["bytes_out"] == guest.record.sent < 4 + len(PLENTY)
+    assert (said["id"], said["peer"], said["seconds"]) == (1, "192.0.2.1:1024", 1.5)
+
+
+def test_endsOnce() -> None:
+    """
+    The first reason to end is the one that remains.
+    """
+    some = Record("tcp:0", UNIXAddress(None))
+    for ending in Ending.DRAINED, Ending.RESET:
+        some.ends(ending)
+        assert some.ending is Ending.DRAINED
 
 
 def test_toLog() -> None:

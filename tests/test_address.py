@@ -105,6 +105,26 @@ def test_backlog() -> None:
     assert struct.unpack("28xI", info) == (min(1024, allowed),)
 
 
+@pytest.mark.parametrize("kind", ["TCP", "UNIX"])
+def test_accepts(kind: str, tmp_path: Path) -> None:
+    """
+    What a socket that listens accepts is a socket of its kind, as any.
+    """
+    where = TCP(0, "127.0.0.1") if kind == "TCP" else UNIX(str(tmp_path / "socket"))
+    with where.listen() as listening:
+        family = socket.AF_INET if kind == "TCP" else socket.AF_UNIX
+        assert (listening.family, listening.type) == (family, socket.SOCK_STREAM)
+        with socket.socket(family) as client:
+            client.connect(listening.getsockname())
+            accepted, _ = listening.accept()
+            with accepted:
+                assert (accepted.family, accepted.type) == (family, socket.SOCK_STREAM)
+                client.sendall(b"x")
+                assert accepted.recv(1) == b"x"
+                assert "family" in repr(accepted)
+        assert "family" in repr(listening)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -3,15 +3,14 @@ Who may connect, and how connections leave: on a fake clock, over socket pairs t
 """
 
 import resource
-import socket
 from collections.abc import Iterator
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 
@@ -19,98 +18,13 @@ from kvserver.connections import (
     KNOWN,
     MINUTE,
     RESERVED_FDS,
-    Connections,
     Limits,
     OncePerMinute,
     mostConnections,
     sourceOf,
 )
-from kvserver.factory import EchoFactory
-from kvserver.protocol import EchoProtocol
-from kvserver.record import Ending, Record
-
-HOME = IPv4Address("TCP", "192.0.2.1", 1024)
-
-
-class Transport(StringTransport):
-    """
-    A transport with a socket, whose other end is the peer's.
-
-    @ivar peer: The peer's end.
-
-    @ivar aborting: Has it been aborted?
-
-    @ivar record: What is known of the connection.
-    """
-
-    aborting = False
-
-    def __init__(self, address: IAddress) -> None:
-        super().__init__(peerAddress=address)
-        self.record = Record(1, "tcp:0", address, 0.0)
-        self._socket, self.peer = socket.socketpair()
-
-    def getHandle(self) -> socket.socket:
-        """
-        The socket.
-        """
-        return self._socket
-
-    def abortConnection(self) -> None:
-        """
-        Abort, and note it.
-        """
-        self.aborting = True
-        super().abortConnection()
-
-
-class House:
-    """
-    Connections, a factory that builds into them, and a clock.
-    """
-
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.clock = Clock()
-        self.connections = Connections(self.clock, limits or Limits())
-        self.factory = EchoFactory(self.connections)
-        self.transports: list[Transport] = []
-
-    def enter(self, address: IAddress = HOME) -> EchoProtocol | None:
-        """
-        Somebody connects.
-        """
-        protocol = self.factory.buildProtocol(address)
-        if protocol is not None:
-            self.transports.append(Transport(address))
-            protocol.makeConnection(self.transports[-1])
-        return protocol
-
-    def admit(self, address: IAddress = HOME) -> EchoProtocol:
-        """
-        Somebody connects, and is admitted.
-        """
-        protocol = self.enter(address)
-        assert protocol is not None
-        return protocol
-
-    def passes(self, seconds: float) -> None:
-        """
-        Time passes, in small steps; in each, what was closed is gone.
-        """
-        for _ in range(round(seconds * 20)):
-            self.clock.advance(0.05)
-            for protocol in self.connections:
-                if transportOf(protocol).disconnecting:
-                    protocol.connectionLost()
-
-
-def transportOf(protocol: EchoProtocol) -> Transport:
-    """
-    The transport of a protocol that a L{House} has connected.
-    """
-    transport: object = protocol.transport
-    assert isinstance(transport, Transport)
-    return transport
+from kvserver.record import Ending
+from tests.house import PLENTY, Guest, House, RecorderFactory
 
 
 @pytest.fixture(autouse=True)
@@ -128,14 +42,14 @@ def _descriptors() -> Iterator[None]:
 
 def test_everyLiveConnection() -> None:
     """
-    A connection counts from when it is made until it is lost, for whatever reason.
+    A connection counts from when it is accepted until it has ended, for whatever reason.
     """
     house = House()
-    first, second = house.admit(), house.admit()
+    first, second = house.enter().transport, house.enter().transport
     assert set(house.connections) == {first, second}
     first.connectionLost(Failure(ConnectionLost()))
     assert list(house.connections) == [second]
-    second.connectionLost()
+    second.connectionLost(connectionDone)
     assert len(house.connections) == 0
 
 
@@ -144,9 +58,9 @@ def test_endsWhileIterating() -> None:
     Connections may end while somebody goes through them.
     """
     house = House()
-    house.admit(), house.admit()
-    for protocol in house.connections:
-        protocol.connectionLost()
+    house.enter(), house.enter()
+    for transport in house.connections:
+        transport.connectionLost(connectionDone)
     assert len(house.connections) == 0
 
 
@@ -155,9 +69,66 @@ def test_factory() -> None:
     Each connection gets a protocol of its own, that knows its factory.
     """
     house = House()
-    first, second = house.admit(), house.admit()
-    assert first is not second
-    assert first.factory is house.factory
+    first, second = house.enter(), house.enter()
+    assert first.protocol is not second.protocol
+    assert first.protocol.factory is house.factory
+
+
+def test_record() -> None:
+    """
+    Each connection has a number of its own, and is reported once, at its end, with how long it has
+    lasted; it does not count any more then.
+    """
+    house = House()
+    house.clock.advance(1)
+    first, second = house.enter(), house.enter()
+    assert (first.record.number, second.record.number) == (1, 2)
+    assert first.record.begun == 1
+    assert first.record.seconds is None
+    first.peer.sendall(b"1\n2\n3")
+    house.passes(1.5)
+    for _ in range(2):
+        first.transport.connectionLost(Failure(ConnectionLost()))
+    assert house.ended == [first.record]
+    assert first.record.seconds == pytest.approx(1.5)
+    assert first.record.ending is Ending.RESET
+    assert (first.record.lines, first.record.received, first.record.sent) == (2, 5, 4)
+    totals = house.connections.totals
+    assert (totals.accepted, sum(totals.ended.values())) == (2, 1)
+    assert (totals.lines, totals.received, totals.sent) == (2, 5, 4)
+
+
+def test_reportedFirst() -> None:
+    """
+    What is known of a connection is written down before anybody hears that it has left, and that
+    all have.
+    """
+    house = House()
+    house.connections.startService()
+    guest = house.enter()
+    told: list[tuple[str, int]] = []
+    house.connections.whenLeft(lambda: told.append(("one", len(house.ended))))
+    drained = house.connections.stopService()
+    drained.addCallback(lambda _: told.append(("all", len(house.ended))))
+    guest.peer.close()
+    house.turn()
+    assert told == [("one", 1), ("all", 1)]
+
+
+def test_verbose() -> None:
+    """
+    Begin and end are logged if that is wanted, and else not.
+    """
+    for verbose in True, False:
+        house = House(verbose=verbose)
+        with capturedLogs() as logs:
+            guest = house.enter()
+            guest.transport.connectionLost(connectionDone)
+        assert [event["log_format"].format(**event) for event in logs] == [
+            "Connection 1 from 192.0.2.1:1024 on tcp:0",
+            "Connection 1 ended: client_closed",
+        ][: 2 * verbose]
+        assert {event["log_level"] for event in logs} <= {LogLevel.debug}
 
 
 # Who may connect.
@@ -169,17 +140,17 @@ def test_room() -> None:
     """
     house = House(Limits(connections=2))
     told: list[str] = []
-    first = house.admit()
+    first = house.enter()
     assert house.connections.whenRoom(lambda: told.append("too early"))
-    house.admit()
+    house.enter()
     with capturedLogs() as logs:
         assert not house.connections.whenRoom(lambda: told.append("one"))
         assert not house.connections.whenRoom(lambda: told.append("two"))
     assert [event["log_level"] for event in logs] == [LogLevel.warn]
     assert told == []
-    first.connectionLost()
+    first.transport.connectionLost(connectionDone)
     assert told == ["one", "two"]
-    house.admit().connectionLost()
+    house.enter().transport.connectionLost(connectionDone)
     assert told == ["one", "two"]
 
 
@@ -211,24 +182,42 @@ def test_sourceOf(address: IAddress, source: str | None) -> None:
     assert sourceOf(address) == source
 
 
+def isRefused(guest: Guest) -> bool:
+    """
+    Was the connection closed at once, and is it known why?
+    """
+    if not guest.transport.disconnected:
+        assert guest.isSilent()
+        return False
+    assert guest.peer.recv(1) == b""
+    assert guest.protocol is None
+    assert guest.record.ending is Ending.REFUSED
+    return True
+
+
 def test_perSource() -> None:
     """
-    A source that has its share is refused more until one of its connections ends. Refusals are
-    logged once a minute for each source.
+    A source that has its share is refused more until one of its connections ends: they are closed
+    at once, and never were anybody's. Refusals are logged once a minute for each source.
     """
     house = House(Limits(perSource=2))
     other = IPv4Address("TCP", "192.0.2.2", 1024)
-    first, _ = house.admit(), house.admit()
+    first, second = house.enter(), house.enter()
+    assert not isRefused(first)
+    assert not isRefused(second)
     with capturedLogs() as logs:
-        assert house.enter() is None
-        assert house.enter() is None
-        house.admit(other), house.admit(other)
-        assert house.enter(other) is None
+        assert isRefused(house.enter())
+        assert isRefused(house.enter())
+        assert not isRefused(house.enter(other))
+        assert not isRefused(house.enter(other))
+        assert isRefused(house.enter(other))
     assert [event["source"] for event in logs] == ["192.0.2.1", "192.0.2.2"]
     assert all(event["log_level"] == LogLevel.warn for event in logs)
-    first.connectionLost()
-    house.admit()
-    assert house.enter() is None
+    assert len(house.connections) == 4
+    assert [record.number for record in house.ended] == [3, 4, 7]
+    first.transport.connectionLost(connectionDone)
+    assert not isRefused(house.enter())
+    assert isRefused(house.enter())
 
 
 def test_perSourceForIPAlone() -> None:
@@ -237,7 +226,18 @@ def test_perSourceForIPAlone() -> None:
     """
     house = House(Limits(perSource=1))
     for _ in range(3):
-        house.admit(UNIXAddress(None))
+        assert not isRefused(house.enter(UNIXAddress(None)))
+
+
+def test_perSourceIsForgotten() -> None:
+    """
+    Nothing is kept of a source that has no connections.
+    """
+    house = House(Limits(perSource=1))
+    house.enter()
+    assert isRefused(house.enter())
+    house.close()
+    assert house.connections._sources == {}
 
 
 def test_oncePerMinute() -> None:
@@ -293,15 +293,17 @@ def test_idle() -> None:
     """
     house = House(Limits(idle=5))
     house.connections.startService()
-    idle, dripping = house.admit(), house.admit()
+    idle, dripping = house.enter(), house.enter()
     for _ in range(5):
-        dripping.dataReceived(b"x")
-        house.passes(0.99)
-    assert set(house.connections) == {idle, dripping}
+        dripping.peer.sendall(b"x")
+        house.passes(0.95)
+    assert set(house.connections) == {idle.transport, dripping.transport}
     for _ in range(2):
-        dripping.dataReceived(b"x")
+        dripping.peer.sendall(b"x")
         house.passes(0.8)
-    assert set(house.connections) == {dripping}
+    assert set(house.connections) == {dripping.transport}
+    assert idle.record.ending is Ending.IDLE_TIMEOUT
+    assert idle.peer.recv(1) == b""
     house.passes(7)
     assert len(house.connections) == 0
 
@@ -312,7 +314,7 @@ def test_idleForEver() -> None:
     """
     house = House()
     house.connections.startService()
-    house.admit()
+    house.enter()
     house.passes(500)
     assert len(house.connections) == 1
 
@@ -324,35 +326,35 @@ def test_echoUnread() -> None:
     """
     house = House(Limits(write=4))
     house.connections.startService()
-    stuck, slow = house.admit(), house.admit()
-    for protocol in stuck, slow:
-        protocol.dataReceived(b"x")
-        transportOf(protocol).getHandle().send(b"x" * 1000)
-        transportOf(protocol).getHandle().send(b"x" * 1000)
+    stuck, slow = house.enter(), house.enter()
+    for _ in range(2):
+        for guest in stuck, slow:
+            guest.peer.sendall(b"x" * 999 + b"\n")
+        house.turn()
     house.passes(3)
-    assert set(house.connections) == {stuck, slow}
-    transportOf(slow).peer.recv(1000)
+    assert set(house.connections) == {stuck.transport, slow.transport}
+    slow.peer.recv(1000)
     house.passes(3)
-    assert set(house.connections) == {slow}
-    assert transportOf(stuck).aborting
-    transportOf(slow).peer.recv(1000)
+    assert set(house.connections) == {slow.transport}
+    assert stuck.record.ending is Ending.WRITE_TIMEOUT
+    slow.peer.recv(1000)
     house.passes(50)
-    assert set(house.connections) == {slow}
+    assert set(house.connections) == {slow.transport}
 
 
 def test_echoUnreadThatCameLate() -> None:
     """
-    What the transport holds back for a moment is not forgotten when it reaches the kernel.
+    What a protocol holds back for a moment is not forgotten when it reaches the kernel.
     """
-    house = House(Limits(write=8))
+    house = House(Limits(write=8), RecorderFactory())
     house.connections.startService()
-    stuck = house.admit()
-    stuck.dataReceived(b"x")
+    stuck = house.enter()
+    stuck.peer.sendall(b"x")
     # One look has seen bytes come in, and one that nothing is unsent.
-    house.passes(1.5)
-    transportOf(stuck).getHandle().send(b"x")
+    house.passes(2.5)
+    stuck.transport.write(b"x")
     house.passes(11)
-    assert transportOf(stuck).aborting
+    assert stuck.record.ending is Ending.WRITE_TIMEOUT
 
 
 def test_echoUnreadIsNoIdleness() -> None:
@@ -361,13 +363,28 @@ def test_echoUnreadIsNoIdleness() -> None:
     """
     house = House(Limits(write=20, idle=4))
     house.connections.startService()
-    stuck = house.admit()
-    stuck.dataReceived(b"x")
-    transportOf(stuck).getHandle().send(b"x")
+    stuck = house.enter()
+    stuck.peer.sendall(b"x\n")
     house.passes(15)
     assert len(house.connections) == 1
     house.passes(10)
-    assert transportOf(stuck).aborting
+    assert len(house.connections) == 0
+    assert stuck.record.ending is Ending.WRITE_TIMEOUT
+
+
+def test_idleWithAProducer() -> None:
+    """
+    Also a connection is closed whose protocol has a producer, and all that it has written is sent.
+    """
+    house = House(Limits(idle=4), RecorderFactory())
+    house.connections.startService()
+    guest = house.enter()
+    guest.transport.registerProducer(guest.protocol, True)
+    guest.transport.write(PLENTY)
+    assert house.collect(guest.peer, len(PLENTY)) == PLENTY
+    house.passes(10)
+    assert guest.record.ending is Ending.IDLE_TIMEOUT
+    assert guest.peer.recv(1) == b""
 
 
 def test_oneThatCannotBeLookedAt() -> None:
@@ -376,13 +393,15 @@ def test_oneThatCannotBeLookedAt() -> None:
     """
     house = House(Limits(idle=4))
     house.connections.startService()
-    broken, other = house.admit(), house.admit()
-    broken.dataReceived(b"x")
-    transportOf(broken).getHandle().close()
+    broken, other = house.enter(), house.enter()
+    broken.peer.sendall(b"x")
+    house.turn()
+    broken.transport.getHandle().close()
     with capturedLogs() as logs:
         house.passes(3)
     assert [event["log_level"] for event in logs] == [LogLevel.error]
-    assert set(house.connections) == {other}
+    assert set(house.connections) == {other.transport}
+    assert broken.record.ending is Ending.ERROR
     house.passes(3)
     assert len(house.connections) == 0
 
@@ -396,9 +415,9 @@ def test_drainNobody() -> None:
     """
     house = House()
     house.connections.startService()
-    done: list[object] = []
-    house.connections.stopService().addCallback(done.append)
-    assert done == [None]
+    assert not house.connections.draining
+    assert drain(house) == [None]
+    assert house.connections.draining
     house.passes(0.1)
     assert house.clock.getDelayedCalls() == []
 
@@ -419,22 +438,30 @@ def test_drainAtRest() -> None:
     """
     house = House(Limits(idle=1))
     house.connections.startService()
-    idle = house.admit()
+    idle = house.enter()
     house.passes(0.5)
-    busy = house.admit()
-    busy.dataReceived(b"line\n")
+    busy = house.enter()
+
+    def ask() -> None:
+        busy.peer.sendall(b"line\n")
+        house.turn()
+        assert busy.peer.recv(100) == b"line\n"
+
+    ask()
     done = drain(house)
     house.passes(0.05)
-    assert set(house.connections) == {busy}
-    assert transportOf(idle).disconnecting
-    busy.dataReceived(b"line\n")
+    assert set(house.connections) == {busy.transport}
+    assert idle.record.ending is Ending.DRAINED
+    assert idle.peer.recv(1) == b""
+    ask()
     house.passes(0.25)
-    busy.dataReceived(b"line\n")
+    ask()
     house.passes(0.25)
-    assert set(house.connections) == {busy}
+    assert set(house.connections) == {busy.transport}
     house.passes(0.3)
     assert done == [None]
-    assert not transportOf(busy).aborting
+    assert busy.record.ending is Ending.DRAINED
+    assert busy.peer.recv(1) == b""
     assert house.clock.getDelayedCalls() == []
 
 
@@ -446,19 +473,20 @@ def test_drainBusy(busy: str) -> None:
     """
     house = House(Limits(drain=5))
     house.connections.startService()
-    protocol = house.admit()
-    transport = transportOf(protocol)
-    protocol.dataReceived(b"begin" if busy == "line begun" else b"line\n")
+    guest = house.enter()
+    guest.peer.sendall(b"begin" if busy == "line begun" else b"line\n")
+    house.turn()
     if busy == "unread":
-        transport.peer.send(b"x")
-    if busy == "unsent":
-        transport.getHandle().send(b"x")
+        assert guest.peer.recv(100) == b"line\n"
+        guest.transport.pauseProducing()
+        guest.peer.send(b"x")
     done = drain(house)
     with capturedLogs() as logs:
         house.passes(4.9)
-        assert not transport.disconnecting
+        assert not guest.transport.disconnecting
+        assert guest.record.ending is None
         house.passes(0.2)
-    assert transport.aborting
+    assert guest.record.ending is Ending.ABORTED
     assert done == [None]
     assert [event["count"] for event in logs] == [1]
 
@@ -469,15 +497,17 @@ def test_drainUntilTheLineIsComplete() -> None:
     """
     house = House()
     house.connections.startService()
-    protocol = house.admit()
-    protocol.dataReceived(b"is it")
+    guest = house.enter()
+    guest.peer.sendall(b"is it")
+    house.turn()
     done = drain(house)
     house.passes(10)
-    protocol.dataReceived(b" me\n")
+    guest.peer.sendall(b" me\n")
+    house.turn()
+    assert guest.peer.recv(100) == b"is it me\n"
     house.passes(0.5)
     assert done == [None]
-    assert transportOf(protocol).value() == b"is it me\n"
-    assert not transportOf(protocol).aborting
+    assert guest.record.ending is Ending.DRAINED
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -487,7 +517,9 @@ def test_drainInAHurry(begun: bool) -> None:
     """
     house = House()
     house.connections.startService()
-    house.admit().dataReceived(b"is it")
+    guest = house.enter(overTCP=True)
+    guest.peer.sendall(b"is it")
+    house.turn()
     if begun:
         done = drain(house)
         house.passes(1)
@@ -497,6 +529,9 @@ def test_drainInAHurry(begun: bool) -> None:
         done = drain(house)
     house.passes(0.1)
     assert done == [None]
+    assert guest.record.ending is Ending.ABORTED
+    with pytest.raises(ConnectionResetError):
+        guest.peer.recv(1)
     assert house.clock.getDelayedCalls() == []
 
 
@@ -507,7 +542,7 @@ def test_whenLeft() -> None:
     house = House()
     house.connections.startService()
     told: list[str] = []
-    house.admit(), house.admit()
+    house.enter(), house.enter()
     house.connections.whenLeft(lambda: told.append("left"))
     done = drain(house)
     house.passes(1)
@@ -515,19 +550,15 @@ def test_whenLeft() -> None:
     assert done == [None]
 
 
-def test_lines() -> None:
+def test_counts() -> None:
     """
-    The lines of all connections are counted, also of those that have ended.
+    The lines and bytes of all connections are counted, also of those that have ended.
     """
     house = House()
     one, two = house.enter(), house.enter()
-    assert one
-    assert two
-    for protocol in one, two:
-        protocol.dataReceived(b"1\n2\n")
-    assert house.connections.counts() == (4, 8, 8)
-    one.connectionLost(Failure(ConnectionLost()))
-    record = house.transports[0].record
-    record.ending = Ending.RESET
-    house.connections.end(record)
-    assert house.connections.counts() == (4, 8, 8)
+    for guest in one, two:
+        guest.peer.sendall(b"1\n2\n3")
+    house.turn()
+    assert house.connections.counts() == (4, 10, 8)
+    one.transport.connectionLost(Failure(ConnectionLost()))
+    assert house.connections.counts() == (4, 10, 8)

@@ -16,16 +16,13 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
 from twisted.internet.interfaces import IReadDescriptor
-from twisted.internet.protocol import Protocol, ServerFactory
-from twisted.internet.tcp import Server
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from kvserver.address import TCP
 from kvserver.connections import MINUTE, Connections, Limits
-from kvserver.factory import EchoFactory
 from kvserver.listener import (
     ACCEPTS,
     CALM,
@@ -34,7 +31,12 @@ from kvserver.listener import (
     Listener,
 )
 from kvserver.poller import Poller
+from kvserver.record import Ending
+from kvserver.route import Route
+from kvserver.transport import Transport
 from tests.clients import needsIPv6
+from tests.daemon import PATIENCE
+from tests.house import House
 
 # Accepting.
 
@@ -44,7 +46,11 @@ class Socket(socket.socket):
     A listening socket whose accept(2) does what a test says.
 
     @ivar outcomes: What it does, in order; then it does what the kernel says.
+
+    @ivar asked: How often it was asked.
     """
+
+    asked = 0
 
     def __init__(self, outcomes: list[int]) -> None:
         super().__init__()
@@ -54,6 +60,7 @@ class Socket(socket.socket):
         """
         Fail with the next error number; 0: do not fail.
         """
+        self.asked += 1
         number = self.outcomes.pop(0) if self.outcomes else 0
         if number:
             raise OSError(number, os.strerror(number))
@@ -81,9 +88,9 @@ class ScriptedAddress(TCP):
         return listening
 
 
-class Harness:
+class Harness(House):
     """
-    A listener on a fake reactor.
+    A house with a listener.
 
     @ivar died: The reasons with which it died.
 
@@ -91,46 +98,55 @@ class Harness:
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self.reactor = MemoryReactorClock()
-        self.connections = Connections(self.reactor, limits or Limits())
+        super().__init__(limits)
         self.died: list[Exception] = []
         self.address = ScriptedAddress()
         self.outcomes = self.address.outcomes
-        self.factory: ServerFactory = EchoFactory(self.connections)
         self.listener = Listener(
-            self.reactor,
+            self.clock,
             self.address,
             (),
-            self.factory,
+            self.route,
             self.connections,
-            Poller(self.reactor),
+            self.poller,
             self.died.append,
         )
         self.listener.setName("tcp:0")
-        self.clients: list[socket.socket] = []
 
     @property
     def reading(self) -> bool:
         """
-        Would the reactor tell the listener of a client?
+        Would the poller tell the listener of a client?
         """
-        return self.listener in self.reactor.readers
+        return self.listener in self.poller.getReaders()
+
+    @property
+    def socket(self) -> Socket:
+        """
+        The listening socket.
+        """
+        return cast(Socket, self.listener._socket)
 
     def connect(self) -> None:
         """
         A client connects.
         """
-        self.clients.append(socket.create_connection(("127.0.0.1", self.address.port), 5))
+        client = socket.create_connection(("127.0.0.1", self.address.port), PATIENCE)
+        self.peers.append(client)
 
     def close(self) -> None:
         """
         The end.
         """
         self.listener.stopService()
-        for client in self.clients:
-            client.close()
-        for protocol in self.connections:
-            protocol.transport.connectionLost(Failure(ConnectionAbortedError()))
+        super().close()
+
+
+def leaves(transport: Transport) -> None:
+    """
+    A connection has ended.
+    """
+    transport.connectionLost(connectionDone)
 
 
 @pytest.fixture
@@ -177,20 +193,61 @@ def test_stopsWithoutStart() -> None:
     Harness().listener.stopService()
 
 
+def test_acceptsOne(harness: Harness) -> None:
+    """
+    Who comes alone is accepted, and the kernel is not asked for a second one.
+    """
+    for count in range(1, 4):
+        harness.connect()
+        harness.turn()
+        assert len(harness.connections) == count
+        assert harness.socket.asked == count
+        harness.turn()
+        assert harness.socket.asked == count
+
+
 def test_acceptsWhoIsWaiting(harness: Harness) -> None:
     """
     All who wait are accepted in one turn, up to a bound.
     """
     for _ in range(5):
         harness.connect()
+    harness.turn()
+    assert len(harness.connections) == 5
+    for _ in range(ACCEPTS + 3):
+        harness.connect()
+    harness.turn()
+    assert len(harness.connections) == 5 + 1 + ACCEPTS
+    harness.turn()
+    assert len(harness.connections) == 5 + 3 + ACCEPTS
+
+
+def test_acceptsWhenAskedAgain(harness: Harness) -> None:
+    """
+    One is accepted in a turn, and as many as there are when the poller asks again in the same one.
+    """
+    for _ in range(5):
+        harness.connect()
+    for count in range(1, 3):
+        harness.poller.turn += 1
+        harness.listener.doRead()
+        assert len(harness.connections) == count
     harness.listener.doRead()
     assert len(harness.connections) == 5
-    for _ in range(ACCEPTS + 1):
-        harness.connect()
-    harness.listener.doRead()
-    assert len(harness.connections) == 5 + ACCEPTS
-    harness.listener.doRead()
-    assert len(harness.connections) == 6 + ACCEPTS
+
+
+def test_firstLine(harness: Harness) -> None:
+    """
+    A client whose first line is there already has its echo in the same turn.
+    """
+    harness.connect()
+    (client,) = harness.peers
+    client.sendall(b"hello\n")
+    harness.turn()
+    assert client.recv(100) == b"hello\n"
+    (transport,) = harness.connections
+    assert transport.record.listener == "tcp:0"
+    assert transport.getPeer() == IPv4Address("TCP", *client.getsockname())
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
@@ -204,12 +261,12 @@ def test_exhausted(harness: Harness, number: int) -> None:
     with capturedLogs() as logs:
         for _ in range(30):
             assert harness.reading
-            harness.listener.doRead()
+            harness.turn()
             assert not harness.reading
-            harness.reactor.advance(PAUSE)
-        harness.listener.doRead()
+            harness.clock.advance(PAUSE)
+        harness.turn()
         assert len(harness.connections) == 1
-        harness.reactor.advance(CALM - PAUSE)
+        harness.clock.advance(CALM - PAUSE)
     assert [event["log_level"] for event in logs] == [LogLevel.warn, LogLevel.info]
     assert logs[0]["reason"] == os.strerror(number)
     assert logs[1]["count"] == 30
@@ -223,7 +280,7 @@ def test_oneConnectionFails(harness: Harness) -> None:
     harness.connect()
     harness.outcomes[:] = [errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETUNREACH]
     with capturedLogs() as logs:
-        harness.listener.doRead()
+        harness.turn()
     assert len(harness.connections) == 1
     assert not logs
     assert harness.reading
@@ -235,11 +292,11 @@ def test_eachConnectionFails(harness: Harness) -> None:
     """
     harness.outcomes[:] = [errno.EPROTO] * ACCEPTS
     harness.connect()
-    harness.listener.doRead()
+    harness.turn()
     assert not harness.reading
-    harness.reactor.advance(PAUSE)
+    harness.clock.advance(PAUSE)
     assert harness.reading
-    harness.listener.doRead()
+    harness.turn()
     assert len(harness.connections) == 1
 
 
@@ -247,11 +304,13 @@ def test_unknownError(harness: Harness) -> None:
     """
     An error that nothing is known of is the death of the listener, once.
     """
+    harness.connect()
     harness.outcomes[:] = [errno.EINVAL]
-    harness.listener.doRead()
+    harness.turn()
     assert [str(reason) for reason in harness.died] == [f"[Errno 22] {os.strerror(22)}"]
     assert not harness.reading
-    harness.reactor.advance(10 * CHECK_INTERVAL)
+    harness.turn()
+    harness.clock.advance(10 * CHECK_INTERVAL)
     assert len(harness.died) == 1
 
 
@@ -263,13 +322,13 @@ def test_full() -> None:
     harness.listener.startService()
     for _ in range(4):
         harness.connect()
-    harness.listener.doRead()
+    harness.turn()
     assert len(harness.connections) == 2
     assert not harness.reading
     first, _ = harness.connections
-    first.transport.connectionLost(Failure(ConnectionAbortedError()))
+    leaves(first)
     assert harness.reading
-    harness.listener.doRead()
+    harness.turn()
     assert len(harness.connections) == 2
     assert not harness.reading
     harness.close()
@@ -283,21 +342,23 @@ def test_roomDuringAPause() -> None:
     harness.listener.startService()
     harness.connect()
     harness.connect()
-    harness.listener.doRead()
+    harness.turn()
     assert not harness.reading
-    # Another listener than ours may fill the room again, and empty it.
     (first,) = harness.connections
-    first.transport.connectionLost(Failure(ConnectionAbortedError()))
-    harness.connections.add(first)
-    harness.listener.doRead()
-    harness.connections.discard(first)
-    harness.outcomes[:] = [errno.ENFILE]
-    harness.listener.doRead()
-    harness.connections.add(first)
-    assert not harness.connections.whenRoom(harness.listener._resume)
-    harness.connections.discard(first)
+    leaves(first)
+    # Another listener than ours may fill the room again, and empty it.
+    other = harness.enter().transport
+    harness.turn()
     assert not harness.reading
-    harness.reactor.advance(PAUSE)
+    leaves(other)
+    assert harness.reading
+    harness.outcomes[:] = [errno.ENFILE]
+    harness.turn()
+    other = harness.enter().transport
+    assert not harness.connections.whenRoom(harness.listener._resume)
+    leaves(other)
+    assert not harness.reading
+    harness.clock.advance(PAUSE)
     assert harness.reading
     harness.close()
 
@@ -321,16 +382,16 @@ def test_connectionThatCannotBegin(harness: Harness) -> None:
         def buildProtocol(self, addr: object) -> Protocol | None:
             return builders.pop(0)()
 
-    harness.listener._factory = Factory()
+    harness.route._factory = Factory()
     with capturedLogs() as logs:
         for _ in range(3):
             harness.connect()
-        harness.listener.doRead()
+            harness.turn()
     assert builders == []
     assert [event["log_level"] for event in logs] == [LogLevel.error] * 2
-    harness.reactor.advance(0)
-    for client in harness.clients:
-        client.settimeout(5)
+    endings = [record.ending for record in harness.ended]
+    assert endings == [Ending.ERROR, Ending.REFUSED, Ending.ERROR]
+    for client in harness.peers:
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(1) == b""
     assert harness.reading
@@ -347,17 +408,17 @@ def test_connectionFromNowhere(harness: Harness, monkeypatch: pytest.MonkeyPatch
     harness.connect()
     with monkeypatch.context() as patched, capturedLogs() as logs:
         patched.setattr("kvserver.listener.addressOf", nowhere)
-        harness.listener.doRead()
+        harness.turn()
     assert [event["log_level"] for event in logs] == [LogLevel.error]
-    assert harness.clients[0].recv(1) == b""
+    assert harness.peers[0].recv(1) == b""
     harness.connect()
-    harness.listener.doRead()
+    harness.turn()
     assert len(harness.connections) == 1
 
 
 def test_connectionThatCannotBeWatched(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A connection that the reactor has no room for is lost alone, and leaves nothing open.
+    A connection that the poller has no room for is lost alone, and leaves nothing open.
     """
 
     def full(reader: object) -> None:
@@ -365,15 +426,37 @@ def test_connectionThatCannotBeWatched(harness: Harness, monkeypatch: pytest.Mon
 
     harness.connect()
     with monkeypatch.context() as patched, capturedLogs() as logs:
-        patched.setattr(harness.reactor, "addReader", full)
-        harness.listener.doRead()
+        patched.setattr(harness.poller, "addReader", full)
+        harness.turn()
     assert [event["log_level"] for event in logs] == [LogLevel.error]
     with contextlib.suppress(ConnectionResetError):
-        assert harness.clients[0].recv(1) == b""
+        assert harness.peers[0].recv(1) == b""
     assert harness.died == []
+    assert harness.poller.getReaders() == [harness.listener]
+    assert [record.ending for record in harness.ended] == [Ending.ERROR]
     harness.connect()
-    harness.listener.doRead()
+    harness.turn()
     assert len(harness.connections) == 1
+
+
+def test_cannotBeWatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A listener that the poller has no room for does not start, and can be stopped, and tried again.
+    """
+
+    def full(reader: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    harness = Harness()
+    with monkeypatch.context() as patched:
+        patched.setattr(harness.poller, "addReader", full)
+        with pytest.raises(OSError, match="No space left"):
+            harness.listener.startService()
+    assert not harness.listener.isListening()
+    harness.listener.stopService()
+    harness.listener.startService()
+    assert harness.listener.isListening()
+    harness.close()
 
 
 # Its own death.
@@ -404,16 +487,16 @@ def test_noticesItsDeath(harness: Harness, breaks: Callable[[socket.socket], Non
     its file descriptor now.
     """
     assert harness.listener.isListening()
-    harness.reactor.advance(CHECK_INTERVAL)
+    harness.clock.advance(CHECK_INTERVAL)
     assert harness.died == []
-    listening = cast(socket.socket, harness.listener._socket)
+    listening = harness.socket
     descriptor = listening.fileno()
     breaks(listening)
     assert not harness.listener.isListening()
-    harness.reactor.advance(CHECK_INTERVAL)
+    harness.clock.advance(CHECK_INTERVAL)
     assert len(harness.died) == 1
     assert not harness.reading
-    harness.reactor.advance(CHECK_INTERVAL)
+    harness.clock.advance(CHECK_INTERVAL)
     assert len(harness.died) == 1
     harness.listener.stopService()
     if breaks in (replaced, usurped):
@@ -429,8 +512,8 @@ def test_diesWhileItIsLookedAt(harness: Harness, monkeypatch: pytest.MonkeyPatch
     A socket that breaks between two looks at it is as dead as any.
     """
     monkeypatch.setattr(harness.listener, "_isOurs", lambda listening: True)
-    closed(cast(socket.socket, harness.listener._socket))
-    harness.reactor.advance(CHECK_INTERVAL)
+    closed(harness.socket)
+    harness.clock.advance(CHECK_INTERVAL)
     assert len(harness.died) == 1
     monkeypatch.undo()
 
@@ -460,8 +543,29 @@ def test_stopAcceptsWhoIsWaiting() -> None:
     with pytest.raises(ConnectionRefusedError):
         harness.connect()
     # What the log is kept from repeating.
-    harness.reactor.advance(MINUTE)
-    assert harness.reactor.getDelayedCalls() == []
+    harness.clock.advance(MINUTE)
+    assert harness.clock.getDelayedCalls() == []
+    harness.close()
+
+
+def test_stopWithoutDescriptors() -> None:
+    """
+    Who was connected before the stop, and finds no file descriptor, is served when others have
+    left.
+    """
+    harness = Harness()
+    harness.listener.startService()
+    for _ in range(3):
+        harness.connect()
+    harness.outcomes[:] = [0, errno.EMFILE, errno.EMFILE]
+    harness.listener.stopService()
+    (first,) = harness.connections
+    # Another one has had the file descriptor.
+    other = harness.enter().transport
+    leaves(first)
+    assert list(harness.connections) == [other]
+    leaves(other)
+    assert len(harness.connections) == 2
     harness.close()
 
 
@@ -471,9 +575,9 @@ def test_stopDuringAPause(harness: Harness) -> None:
     """
     harness.connect()
     harness.outcomes[:] = [errno.ENFILE]
-    harness.listener.doRead()
+    harness.turn()
     harness.listener.stopService()
-    assert harness.reactor.getDelayedCalls() == []
+    assert harness.clock.getDelayedCalls() == []
     assert not harness.reading
 
 
@@ -488,7 +592,7 @@ class Accepted(ServerFactory):
     noisy = False
 
     def __init__(self) -> None:
-        self.next: Deferred[Server] = Deferred()
+        self.next: Deferred[Transport] = Deferred()
 
     def buildProtocol(self, addr: object) -> Protocol:
         """
@@ -507,7 +611,9 @@ async def listening() -> AsyncIterator[tuple[Accepted, int]]:
     factory = Accepted()
     where = TCP(0)
     connections = Connections(reactor, Limits())
-    listener = Listener(reactor, where, (), factory, connections, Poller(reactor), print)
+    poller = Poller(reactor)
+    route = Route(factory, connections, poller)
+    listener = Listener(reactor, where, (), route, connections, poller, print)
     listener.startService()
     yield factory, where.port
     listener.stopService()

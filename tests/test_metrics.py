@@ -11,32 +11,35 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import connectionDone
-from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import capturedLogs
 
 from kvserver import __version__
 from kvserver.address import TCP
-from kvserver.connections import DURATIONS, Connections, Limits
+from kvserver.connections import DURATIONS
 from kvserver.metrics import MOST, Collector, MetricsSite, site
 from kvserver.record import Ending
+from tests.house import PLENTY
+from tests.house import House as Connected
 
 PEER = IPv4Address("TCP", "192.0.2.1", 1024)
 
 
-class House:
+class House(Connected):
     """
-    Connections, and a site that shows them.
+    A house with a site that shows it.
 
     @ivar trouble: Why we are not ready.
+
+    @ivar expiry: When the validity of the certificate ends.
     """
 
     def __init__(self) -> None:
-        self.clock = Clock()
-        self.connections = Connections(self.clock, Limits())
+        super().__init__()
         self.restarts = {"tcp:0": 0}
         self.trouble: str | None = None
-        collector = Collector(self.connections, lambda: self.restarts)
+        self.expiry: float | None = None
+        collector = Collector(self.connections, lambda: self.restarts, lambda: self.expiry)
         self.site = site(collector, lambda: self.trouble)
 
     def ask(
@@ -72,10 +75,10 @@ class House:
         """
         A connection comes, and goes after a while.
         """
-        record = self.connections.begin("tcp:0", PEER)
+        guest = self.enter()
         self.clock.advance(seconds)
-        record.ending = ending
-        self.connections.end(record)
+        guest.record.ends(ending)
+        guest.transport.connectionLost(connectionDone)
 
 
 @pytest.fixture
@@ -121,10 +124,11 @@ def test_counts(house: House) -> None:
     assert house.metrics()["kvserver_connections_ended_totalreset"] == 0
     house.visit(0.5, Ending.RESET)
     house.visit(2.0, Ending.REFUSED)
-    house.connections.begin("tcp:0", PEER)
+    house.enter()
     house.connections.acceptPauses = 7
     house.restarts["tcp:0"] = 2
     found = house.metrics()
+    assert found["kvserver_connections"] == 1
     assert found["kvserver_connections_accepted_total"] == 3
     assert found["kvserver_connections_ended_totalreset"] == 1
     assert found["kvserver_connections_ended_totalrefused"] == 1
@@ -136,6 +140,50 @@ def test_counts(house: House) -> None:
     assert found["kvserver_build_info" + "".join(sorted(house_labels(house)))] == 1
     assert __version__ in house_labels(house)
     assert found["process_resident_memory_bytes"] > 0
+
+
+def test_bytes(house: House) -> None:
+    """
+    Lines and bytes are counted as they come and go, and what waits to be sent is not counted as
+    sent; those who have left count, too.
+    """
+    guest = house.enter()
+    for number in range(1, 3):
+        guest.peer.sendall(b"1\n2\n3")
+        house.turn()
+        found = house.metrics()
+        assert found["kvserver_lines_total"] == 2 * number
+        assert found["kvserver_received_bytes_total"] == 5 * number
+        assert found["kvserver_sent_bytes_total"] == (4, 9)[number - 1]
+    guest.transport.write(PLENTY)
+    assert house.metrics()["kvserver_sent_bytes_total"] == guest.record.sent < 9 + len(PLENTY)
+    before = house.metrics()
+    guest.reset()
+    house.turn()
+    after = house.metrics()
+    for name in "lines", "received_bytes", "sent_bytes":
+        assert after[f"kvserver_{name}_total"] == before[f"kvserver_{name}_total"]
+
+
+def test_draining(house: House) -> None:
+    """
+    It is seen that the end has begun.
+    """
+    house.connections.startService()
+    assert house.metrics()["kvserver_draining"] == 0
+    house.connections.stopService()
+    assert house.metrics()["kvserver_draining"] == 1
+
+
+def test_expiry(house: House) -> None:
+    """
+    If there is TLS it is seen when the certificate's validity ends, as of now.
+    """
+    name = "kvserver_tls_certificate_expiry_timestamp_seconds"
+    assert name not in house.metrics()
+    for expiry in 1.5e9, 2e9:
+        house.expiry = expiry
+        assert house.metrics()[name] == expiry
 
 
 def house_labels(house: House) -> list[str]:

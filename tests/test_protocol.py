@@ -44,9 +44,8 @@ class Connection:
     """
 
     def __init__(self, protocol: type[EchoProtocol] = EchoProtocol) -> None:
-        self.registry: set[EchoProtocol] = set()
         self.transport = Transport()
-        self.protocol = protocol(self.registry)
+        self.protocol = protocol()
         self.protocol.makeConnection(self.transport)
 
     def send(self, *chunks: bytes) -> bytes:
@@ -79,7 +78,7 @@ def test_interfaces() -> None:
     """
     The protocol is what the transport takes it for.
     """
-    protocol = EchoProtocol(set())
+    protocol = EchoProtocol()
     assert verifyObject(IHalfCloseableProtocol, protocol)
     # LineReceiver has the methods of a push producer and does not declare it.
     assert verifyObject(IPushProducer, protocol, tentative=True)
@@ -188,27 +187,27 @@ def test_anyBytes(chunks: list[bytes]) -> None:
 
 def test_backPressure() -> None:
     """
-    The protocol produces as its transport consumes: the peer is read from when it reads.
+    To read no more from a peer that does not read its echo is the transport's business: the
+    protocol registers nothing, and is never paused.
     """
     connection = Connection()
-    assert connection.transport.producer is connection.protocol
-    assert connection.transport.streaming
     connection.send(b"begin")
-    connection.protocol.pauseProducing()
-    assert connection.transport.producerState == "paused"
-    connection.protocol.resumeProducing()
+    assert connection.transport.producer is None
     assert connection.transport.producerState == "producing"
     assert connection.send(b" end\n") == b"begin end\n"
 
 
-def test_registry() -> None:
+def test_unfinished() -> None:
     """
-    A connection is known from its beginning to its end.
+    It is known whether a line has begun: a drain waits for its end.
     """
-    connection = Connection()
-    assert connection.registry == {connection.protocol}
-    connection.protocol.connectionLost()
-    assert connection.registry == set()
+    connection = Connection(ShortLines)
+    for chunk, unfinished in (b"a", 1), (b"b\n", 0), (b"c\nde", 2), (b"f", 3), (b"g", 0):
+        connection.send(chunk)
+        assert connection.protocol.unfinished == unfinished
+    connection.send(b"h")
+    connection.protocol.readConnectionLost()
+    assert connection.protocol.unfinished == 0
 
 
 def test_byteByByteIsLinear() -> None:
@@ -230,8 +229,12 @@ def test_byteByByteIsLinear() -> None:
 
 def test_counts() -> None:
     """
-    Bytes are counted as they come in, lines when they have come back.
+    Lines are counted when they have come back, however they were cut, and pieces of lines are not.
     """
     connection = Connection()
     connection.send(b"one\ntw", b"o\n\n", b"three")
-    assert (connection.protocol.received, connection.protocol.lines) == (14, 3)
+    assert connection.protocol.lines == 3
+    connection.send(b"\n", b"\n" * 1000, b"x" * connection.protocol.MAX_LENGTH)
+    assert connection.protocol.lines == 1004
+    connection.send(b"y", b"\n")
+    assert connection.protocol.lines == 1005

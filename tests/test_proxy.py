@@ -2,7 +2,7 @@
 The PROXY protocol: the header cut anywhere, and anything that is none.
 """
 
-import socket
+import select
 import struct
 from collections.abc import Callable
 
@@ -11,30 +11,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
-from twisted.internet.protocol import Protocol
-from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
-from twisted.logger import LogEvent, capturedLogs
+from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.logger import LogEvent, LogLevel, capturedLogs
 
-from kvserver.connections import DRAIN_INTERVAL, MINUTE, Connections, Limits
-from kvserver.factory import EchoFactory
+from kvserver.connections import DRAIN_INTERVAL, MINUTE, REST, Limits
 from kvserver.proxy import (
     LONGEST_V1,
     LONGEST_V2,
     TIMEOUT,
     BadHeader,
     Header,
-    ProxyFactory,
-    ProxyHeader,
+    ProxyStage,
     parse,
 )
-from kvserver.record import Ending, Record
+from kvserver.record import Ending
 from kvserver.tap import LOOPBACK
+from kvserver.transport import Transport
+from tests.daemon import PATIENCE
+from tests.house import House
 from tests.wires import PROXY_V1, PROXY_V2
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 CLIENT = IPv4Address("TCP", "192.0.2.1", 1024)
 SERVER = IPv4Address("TCP", "192.0.2.2", 4040)
+BALANCER = IPv4Address("TCP", "127.0.0.1", 7)
 
 
 def v2(command: int, family: int, body: bytes, length: int | None = None) -> bytes:
@@ -139,74 +139,57 @@ def test_parseAnything(beginning: bytes, rest: bytes) -> None:
         assert 0 < header.length <= len(data)
 
 
-class Transport(StringTransport):
+class Balancer(House):
     """
-    A transport that a balancer's header can rename.
+    A house that a balancer connects to.
 
-    @ivar peer: The balancer's end of its socket.
-
-    @ivar record: What is known of the connection.
+    @ivar guest: Its connection.
     """
 
-    aborted = False
-    protocol: Protocol
-
-    def __init__(self, address: IAddress) -> None:
-        super().__init__(peerAddress=address)
-        self._socket, self.peer = socket.socketpair()
-        self.record = Record(1, "proxy:tcp:0", address, 0.0)
-
-    def getHandle(self) -> socket.socket:
-        """
-        The socket.
-        """
-        return self._socket
-
-    def seenAs(self, peer: IAddress, host: IAddress | None) -> None:
-        """
-        See L{kvserver.transport.Transport}.
-        """
-        self.peerAddr = peer
-        self.hostAddr = host
-
-    def abortConnection(self) -> None:
-        """
-        Abort, and note it.
-        """
-        self.aborted = True
-        super().abortConnection()
-
-
-class Balancer:
-    """
-    A connection of a balancer.
-    """
-
-    def __init__(self, host: str = "127.0.0.1", limits: Limits | None = None) -> None:
-        self.clock = Clock()
-        self.connections = Connections(self.clock, limits or Limits())
-        echo = EchoFactory(self.connections)
-        self.factory = ProxyFactory(self.clock, echo, self.connections, LOOPBACK)
-        self.connect(host)
-
-    def connect(self, host: str) -> None:
-        """
-        Connect (again).
-        """
-        address = IPv4Address("TCP", host, 7)
-        self.transport = Transport(address)
-        self.header = self.factory.buildProtocol(address)
-        self.transport.protocol = self.header
-        self.header.makeConnection(self.transport)
+    def __init__(
+        self,
+        address: IAddress = BALANCER,
+        limits: Limits | None = None,
+        overTCP: bool = True,
+    ) -> None:
+        super().__init__(limits, trusted=LOOPBACK)
+        self.guest = self.enter(address, overTCP)
 
     def send(self, data: bytes) -> None:
         """
-        Send to whoever has the connection now.
+        Send, and wait until it has come.
         """
-        self.transport.protocol.dataReceived(data)
+        if data:
+            self.guest.peer.sendall(data)
+            select.select([self.poller], [], [], PATIENCE)
+        self.turn()
+
+    def waits(self) -> bool:
+        """
+        Is the header still waited for?
+        """
+        assert len(self.connections) == 1
+        return isinstance(self.guest.transport.stage, ProxyStage)
+
+    def isReset(self) -> bool:
+        """
+        Has the connection ended, and with a reset?
+        """
+        assert len(self.connections) == 0
+        assert self.guest.transport.protocol is None
+        try:
+            return self.guest.peer.recv(1) != b""
+        except ConnectionResetError:
+            return True
+
+    def isClosed(self) -> bool:
+        """
+        Has the connection ended in order?
+        """
+        return not self.isReset()
 
 
-def logged(balancer: Balancer, action: Callable[[], object]) -> list[str]:
+def logged(action: Callable[[], object]) -> list[str]:
     """
     What is logged of it.
     """
@@ -227,22 +210,53 @@ def text(event: LogEvent) -> str:
 @pytest.mark.parametrize("header", [PROXY_V1, PROXY_V2])
 def test_client(header: bytes) -> None:
     """
-    After the header, cut anywhere, the client has the connection, under its address.
+    After the header, cut anywhere, the client has the connection, under its address, and what it
+    has sent is answered in the same turn. What comes before that is none of its protocol's.
     """
     for place in range(len(header) + 1):
         balancer = Balancer()
         balancer.send(header[:place])
+        transport = balancer.guest.transport
         if place < len(header):
-            assert list(balancer.connections) == []
-            assert len(balancer.connections) == 1
+            assert balancer.waits()
+            assert transport.protocol is None
+            assert transport.getPeer() == BALANCER
         balancer.send(header[place:] + b"hello\nis it")
-        (client,) = balancer.connections
-        assert client.transport.getPeer() == CLIENT
-        assert client.transport.getHost() == SERVER
-        assert balancer.transport.value() == b"hello\n"
+        assert list(balancer.connections) == [transport]
+        assert transport.getPeer() == transport.record.client == CLIENT
+        assert transport.getHost() == SERVER
+        assert transport.record.peer == BALANCER
+        assert balancer.guest.peer.recv(100) == b"hello\n"
         balancer.send(b" me\n")
-        assert balancer.transport.value() == b"hello\nis it me\n"
+        assert balancer.guest.peer.recv(100) == b"is it me\n"
+        assert transport.record.received == 15
         assert balancer.clock.getDelayedCalls() == []
+        balancer.close()
+
+
+@pytest.mark.parametrize(("data", "peer", "host"), GOOD)
+def test_leavesTheRest(
+    data: bytes, peer: IAddress | None, host: IAddress | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Not a byte that comes after the header is taken.
+    """
+    for rest in b"", b"PROXY ", b"x" * 5000:
+        balancer = House(trusted=LOOPBACK)
+        found: list[bytes] = []
+
+        def admit(transport: Transport, found: list[bytes] = found, rest: bytes = rest) -> None:
+            found.append(transport.getHandle().recv(1 << 20) if rest else b"")
+
+        monkeypatch.setattr(balancer.route, "_admit", admit)
+        guest = balancer.enter(BALANCER)
+        guest.peer.sendall(data + rest)
+        balancer.turn()
+        assert found == [rest]
+        assert guest.record.client == peer
+        assert guest.transport.getHost() == (host or UNIXAddress(None))
+        assert balancer.poller.getReaders() == []
+        balancer.close()
 
 
 @pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", v2(0x20, 0, b"")])
@@ -254,19 +268,24 @@ def test_balancerItself(header: bytes) -> None:
 
     def check() -> None:
         balancer.send(header)
-        (client,) = balancer.connections
-        assert client.transport.getPeer() == IPv4Address("TCP", "127.0.0.1", 7)
-        client.connectionLost()
+        (transport,) = balancer.connections
+        assert transport.getPeer() == BALANCER
+        assert transport.protocol is not None
+        balancer.guest.peer.close()
+        balancer.send(b"")
 
-    assert logged(balancer, check) == []
+    assert logged(check) == []
+    assert balancer.guest.record.ending is Ending.CLIENT_CLOSED
 
 
 def test_healthCheckWithoutHeader() -> None:
     """
     Who connects, says nothing and goes is no warning.
     """
-    balancer = Balancer()
-    assert logged(balancer, balancer.header.connectionLost) == []
+    balancer = Balancer(overTCP=False)
+    balancer.guest.peer.close()
+    assert logged(balancer.turn) == []
+    assert balancer.guest.record.ending is Ending.CLIENT_CLOSED
     assert balancer.clock.getDelayedCalls() == []
 
 
@@ -280,54 +299,81 @@ def test_bad(data: bytes) -> None:
     def again() -> None:
         for _ in range(3):
             balancer.send(data)
-            assert balancer.transport.aborted
-            assert balancer.transport.record.ending is Ending.PROXY_HEADER
-            balancer.header.connectionLost()
-            balancer.connect("127.0.0.1")
+            assert balancer.isReset()
+            assert balancer.guest.record.ending is Ending.PROXY_HEADER
+            balancer.guest = balancer.enter(BALANCER, overTCP=True)
 
-    (line,) = logged(balancer, again)
+    (line,) = logged(again)
     assert line.startswith("PROXY header from 127.0.0.1 refused: ")
 
 
-def test_untrusted() -> None:
+@pytest.mark.parametrize("host", ["192.0.2.9", "fe80::1%lo"])
+def test_untrusted(host: str) -> None:
     """
     Who may not send one is not listened to.
     """
+    kind = IPv6Address if ":" in host else IPv4Address
 
     def connect() -> None:
-        balancer = Balancer("192.0.2.9")
-        assert balancer.transport.aborted
-        balancer.header.connectionLost()
+        balancer = Balancer(kind("TCP", host, 7))
+        balancer.guest.peer.sendall(PROXY_V1)
+        balancer.turn()
+        assert balancer.isReset()
+        assert balancer.guest.record.ending is Ending.PROXY_HEADER
+        assert balancer.guest.record.client is None
         # What the log is kept from repeating.
         balancer.clock.advance(MINUTE)
         assert balancer.clock.getDelayedCalls() == []
 
-    assert logged(Balancer(), connect) == [
-        "PROXY header from 192.0.2.9 refused: its address is not in --proxy-trusted"
-    ]
+    (line,) = logged(connect)
+    source = "fe80::/64" if ":" in host else host
+    assert line == f"PROXY header from {source} refused: its address is not in --proxy-trusted"
 
 
-def test_late() -> None:
+@pytest.mark.parametrize("address", [IPv6Address("TCP", "::1", 7), UNIXAddress(None)])
+def test_trusted(address: IAddress) -> None:
+    """
+    Who is trusted may be an IPv6 address; the peers of a UNIX socket are.
+    """
+    balancer = Balancer(address)
+    balancer.send(PROXY_V1)
+    (transport,) = balancer.connections
+    assert transport.getPeer() == CLIENT
+
+
+@pytest.mark.parametrize("begun", [b"", b"PROX"])
+def test_late(begun: bytes) -> None:
     """
     A header that does not come in time ends the connection.
     """
     balancer = Balancer()
-    balancer.send(b"PROX")
-    assert logged(balancer, lambda: balancer.clock.advance(TIMEOUT)) == [
+    balancer.send(begun)
+    balancer.passes(TIMEOUT - 0.1)
+    assert balancer.waits()
+    assert logged(lambda: balancer.passes(0.2)) == [
         "PROXY header from 127.0.0.1 refused: no header within 5 s"
     ]
-    assert balancer.transport.aborted
+    assert balancer.isReset()
+    assert balancer.guest.record.ending is Ending.PROXY_HEADER
 
 
-def test_ended() -> None:
+@pytest.mark.parametrize("resets", [False, True])
+def test_ended(resets: bool) -> None:
     """
     A header that ends in the middle is told.
     """
     balancer = Balancer()
     balancer.send(b"PROX")
-    assert logged(balancer, balancer.header.connectionLost) == [
+    if resets:
+        balancer.guest.reset()
+    else:
+        balancer.guest.peer.close()
+    select.select([balancer.poller], [], [], PATIENCE)
+    assert logged(balancer.turn) == [
         "PROXY header from 127.0.0.1 refused: it ended in the middle of the header"
     ]
+    assert balancer.guest.record.ending is Ending.PROXY_HEADER
+    assert len(balancer.connections) == 0
 
 
 def test_limits() -> None:
@@ -338,11 +384,37 @@ def test_limits() -> None:
     assert not balancer.connections.whenRoom(lambda: None)
     balancer.send(PROXY_V1)
     assert not balancer.connections.whenRoom(lambda: None)
-    balancer.connect("127.0.0.1")
-    (line,) = logged(balancer, lambda: balancer.send(PROXY_V1))
+    assert balancer.guest.transport.source == CLIENT.host
+    (first,) = balancer.connections
+    balancer.guest = balancer.enter(BALANCER, overTCP=True)
+    assert len(balancer.connections) == 2
+    (line,) = logged(lambda: balancer.send(PROXY_V1))
     assert line == "192.0.2.1 has 1 connections: more are refused"
-    assert balancer.transport.aborted
-    assert balancer.transport.record.ending is Ending.REFUSED
+    assert balancer.guest.record.ending is Ending.REFUSED
+    assert balancer.guest.record.client == CLIENT
+    assert balancer.guest.peer.recv(1) == b""
+    assert list(balancer.connections) == [first]
+
+
+def test_fails() -> None:
+    """
+    If the connection can't begin after its header it fails alone.
+    """
+
+    class Factory(ServerFactory):
+        def buildProtocol(self, addr: object) -> Protocol:
+            raise ZeroDivisionError
+
+    house = House(factory=Factory(), trusted=LOOPBACK)
+    one, two = house.enter(BALANCER), house.enter(BALANCER)
+    one.peer.sendall(PROXY_V1 + b"hello\n")
+    with capturedLogs() as logs:
+        house.turn()
+    assert [event["log_level"] for event in logs] == [LogLevel.error]
+    assert house.ended == [one.record]
+    assert one.record.ending is Ending.ERROR
+    assert list(house.connections) == [two.transport]
+    assert house.poller.getReaders() == [two.transport.stage]
 
 
 @pytest.mark.parametrize("where", ["in the kernel", "in the daemon"])
@@ -350,47 +422,94 @@ def test_drain(where: str) -> None:
     """
     A drain waits for those that have begun with a header.
     """
-    balancer = Balancer()
+    balancer = Balancer(overTCP=False)
     balancer.connections.startService()
-    if where == "in the kernel":
-        balancer.transport.peer.sendall(b"PROX")
-    else:
-        balancer.send(b"PROX")
+    balancer.guest.peer.sendall(b"PROX")
+    if where == "in the daemon":
+        balancer.turn()
     done: list[object] = []
     balancer.connections.stopService().addCallback(done.append)
     assert done == []
     balancer.clock.pump([DRAIN_INTERVAL] * 10)
-    assert not balancer.transport.aborted
+    assert balancer.waits()
     balancer.clock.advance(TIMEOUT)
-    assert balancer.transport.aborted
-    assert balancer.transport.record.ending is Ending.PROXY_HEADER
-    balancer.header.connectionLost()
+    assert balancer.guest.record.ending is Ending.PROXY_HEADER
     assert done == [None]
 
 
 def test_drainAtRest() -> None:
     """
-    A drain closes those of which nothing has come.
+    A drain closes those of which nothing has come, in order, when they have been silent for as long
+    as all others must have been.
     """
     balancer = Balancer()
     balancer.connections.startService()
     done: list[object] = []
     balancer.connections.stopService().addCallback(done.append)
-    balancer.clock.pump([DRAIN_INTERVAL] * 10)
-    assert balancer.transport.aborted
-    assert balancer.transport.record.ending is Ending.DRAINED
-    balancer.header.connectionLost()
+    balancer.passes(REST - DRAIN_INTERVAL)
+    assert balancer.waits()
+    assert balancer.guest.isSilent()
+    balancer.passes(2 * DRAIN_INTERVAL)
+    assert balancer.isClosed()
+    assert balancer.guest.record.ending is Ending.DRAINED
     assert done == [None]
+    assert balancer.clock.getDelayedCalls() == []
+
+
+def test_idle() -> None:
+    """
+    The idle time-out may be shorter than the one for the header.
+    """
+    balancer = Balancer(limits=Limits(idle=2))
+    balancer.connections.startService()
+    balancer.passes(1.9)
+    assert balancer.waits()
+    balancer.passes(1)
+    assert balancer.isClosed()
+    assert balancer.guest.record.ending is Ending.IDLE_TIMEOUT
+
+
+def test_idleHeader() -> None:
+    """
+    A piece of a header is something that comes.
+    """
+    balancer = Balancer(limits=Limits(idle=2))
+    balancer.connections.startService()
+    for piece in b"P", b"R":
+        balancer.send(piece)
+        balancer.passes(1.5)
+        assert balancer.waits()
+    balancer.passes(1.5)
+    assert balancer.guest.record.ending is Ending.IDLE_TIMEOUT
 
 
 @given(BEGINNINGS, st.lists(st.binary(max_size=50), max_size=20))
 def test_anything(beginning: bytes, chunks: list[bytes]) -> None:
     """
-    Whatever comes, cut anywhere: no exception, and no buffer that grows without bound.
+    Whatever comes, cut anywhere: no exception, and no buffer that grows without bound; it is known
+    what it is as soon as it can be.
     """
-    balancer = Balancer()
-    for chunk in [beginning, *chunks, b"x" * 5000]:
-        if not balancer.transport.aborted:
+    balancer = Balancer(overTCP=False)
+    transport = balancer.guest.transport
+    sent = b""
+    with capturedLogs() as logs:
+        for chunk in [beginning, *chunks, b"x" * 5000]:
+            sent += chunk
             balancer.send(chunk)
-        assert isinstance(balancer.header, ProxyHeader)
-        assert len(balancer.header._buffer) < 16 + LONGEST_V2
+            try:
+                header = parse(sent)
+            except BadHeader:
+                assert transport.record.ending is Ending.PROXY_HEADER
+                assert transport.disconnected
+                break
+            if header is not None:
+                assert transport.protocol is not None
+                assert transport.record.received == len(sent) - header.length
+                break
+            assert balancer.waits()
+            assert isinstance(transport.stage, ProxyStage)
+            assert len(transport.stage._buffer) == len(sent) < 16 + LONGEST_V2
+        else:
+            pytest.fail("it is neither a header nor none")
+    assert all(event["log_level"] == LogLevel.warn for event in logs)
+    balancer.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from twisted.application.service import IServiceMaker
 from twisted.internet.address import UNIXAddress
+from twisted.internet.protocol import connectionDone
 from twisted.internet.testing import MemoryReactorClock
 from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
@@ -21,7 +22,7 @@ from kvserver.connections import Connections, Limits, mostConnections
 from kvserver.listener import Listener
 from kvserver.notify import Notifier
 from kvserver.process import Signals
-from kvserver.record import Ending
+from kvserver.record import Ending, Record
 from kvserver.tap import Options, makeService
 from tests.wires import Authority
 
@@ -288,7 +289,11 @@ def test_listenTree(tmp_path: Path) -> None:
         ("tls:tcp:0", ("tls",)),
         ("proxy:tls:unix:/x", ("proxy", "tls")),
     ]
-    assert list(map(str, options["proxy-trusted"])) == ["192.0.2.0/24", "2001:db8::1/128"]
+    trusted, shown = options["proxy-trusted"], options["certificates"]
+    assert list(map(str, trusted)) == ["192.0.2.0/24", "2001:db8::1/128"]
+    routes = [listener._route for listener in listeners]
+    assert [route._trusted for route in routes] == [None, None, None, trusted]
+    assert [route._certificates for route in routes] == [None, None, shown, shown]
 
 
 def test_operation(tmp_path: Path) -> None:
@@ -303,9 +308,15 @@ def test_operation(tmp_path: Path) -> None:
     assert children == ["metrics", "connections", "tcp:4040", "signals", "notifier"]
     connections = supervisor.getServiceNamed("connections")
     assert isinstance(connections, Connections)
-    record = connections.begin("tcp:4040", UNIXAddress(None))
-    record.ends(Ending.ERROR)
-    connections.end(record)
+    (listener,) = (child for child in supervisor if isinstance(child, Listener))
+    accepted, peer = socket.socketpair()
+    with accepted, peer:
+        accepted.setblocking(False)
+        listener._route.enter(accepted, Record("tcp:4040", UNIXAddress(None)))
+        (transport,) = connections
+        assert log.read_text() == ""
+        transport.record.ends(Ending.ERROR)
+        transport.connectionLost(connectionDone)
     assert '"reason": "error"' in log.read_text()
 
 
@@ -384,14 +395,24 @@ def test_wrongListen(options: list[str], reason: str) -> None:
     assert str(caught.value) == reason
 
 
-def test_withoutTLS(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_TLSNeedsNothingMore(tmp_path: Path) -> None:
     """
-    Without what TLS needs it is said how to install it.
+    TLS needs nothing that Twisted alone does not bring.
     """
-    monkeypatch.setitem(sys.modules, "OpenSSL", None)
-    monkeypatch.delitem(sys.modules, "kvserver.tls", raising=False)
-    with pytest.raises(UsageError, match=r"pip install 'kvserver\[tls\]'"):
-        parse("--listen=tls:tcp:0", "--tls-certificate=x", "--tls-private-key=x")
+    certificate, key = Authority(tmp_path).issue("localhost")
+    script = (
+        "import sys; sys.modules.update(OpenSSL=None, cryptography=None, service_identity=None);"
+        "from kvserver.tap import Options;"
+        "options = Options(); options.parseOptions(sys.argv[1:]);"
+        "print(options['wires'][0].layers)"
+    )
+    options = (
+        *("--listen=tls:tcp:0", f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *options], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "('tls',)\n"
 
 
 def test_plugin() -> None:

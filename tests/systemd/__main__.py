@@ -116,7 +116,7 @@ def gather(root: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         # The Python that the README's python3 is there.
         subprocess.run(["/usr/bin/python3", "-m", "venv", scratch], check=True)
-        needed = ["setuptools", "wheel", f"{copy}[metrics,tls]"]
+        needed = ["setuptools", "wheel", f"{copy}[metrics]"]
         pip = [f"{scratch}/bin/pip", "--disable-pip-version-check", "download", "--quiet"]
         subprocess.run([*pip, f"--dest={wheels}", *needed], check=True)
     for own in wheels.glob("kvserver-*"):

@@ -1,0 +1,95 @@
+"""
+What a connection passes between accept(2) and its protocol.
+"""
+
+import socket
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+
+from kvserver.certificates import Certificates
+from kvserver.connections import Connections
+from kvserver.proxy import ProxyStage
+from kvserver.record import Ending, Record, shown
+from kvserver.stage import DONE
+from kvserver.tls import Handshake, TLSTransport
+from kvserver.transport import Transport
+
+
+class Route:
+    """
+    The way of the connections of one listener: a PROXY header, the limits, the handshake of TLS,
+    the protocol. The limits come as soon as the client is known.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        factory: Factory,
+        connections: Connections,
+        poller: Any,
+        trusted: tuple[IPv4Network | IPv6Network, ...] | None = None,
+        certificates: Certificates | None = None,
+    ) -> None:
+        """
+        @param factory: Builds a protocol for each connection.
+
+        @param connections: Knows all connections.
+
+        @param poller: Watches them.
+
+        @param trusted: Who may send a PROXY header. None: there is none to be sent.
+
+        @param certificates: What TLS shows. None: there is no TLS.
+        """
+        self._factory = factory
+        self._connections = connections
+        self._poller = poller
+        self._trusted = trusted
+        self._certificates = certificates
+
+    def enter(self, accepted: socket.socket, record: Record) -> None:
+        """
+        Take a connection on its way. If that fails, it fails alone.
+
+        @param accepted: Its socket. It must not block.
+
+        @param record: Takes what becomes known of it.
+        """
+        kind = Transport if self._certificates is None else TLSTransport
+        transport = kind(accepted, record, self._poller, self._connections)
+        self._connections.accepted(transport)
+        try:
+            if self._trusted is None:
+                self._admit(transport)
+            else:
+                ProxyStage(transport, self._trusted, self._admit).begin()
+        except Exception as error:
+            self._log.failure(
+                "The connection from {peer} could not begin",
+                peer=shown(record.peer),
+                level=LogLevel.error,
+            )
+            record.ends(Ending.ERROR)
+            transport.connectionLost(Failure(error))
+
+    def _admit(self, transport: Transport) -> None:
+        if not self._connections.admits(transport):
+            transport.record.ends(Ending.REFUSED)
+            transport.connectionLost(DONE)
+        elif self._certificates is None:
+            self._connect(transport)
+        else:
+            Handshake(transport, self._certificates, self._connect).begin()
+
+    def _connect(self, transport: Transport) -> None:
+        protocol = self._factory.buildProtocol(transport.getPeer())
+        if protocol is None:
+            transport.record.ends(Ending.REFUSED)
+            transport.connectionLost(DONE)
+        else:
+            transport.connect(protocol)
