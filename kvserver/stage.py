@@ -76,6 +76,8 @@ class Stage:
     def _stopTimer(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
+        # One that has fired would keep this, and this it.
+        self._timer = None
 
     def late(self) -> None:
         """

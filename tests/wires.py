@@ -7,6 +7,7 @@ import datetime
 import socket
 import ssl
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from tests.clients import Stream, connect, needsIPv6
+from tests.clients import Stream, connect, needsIPv6, program
 from tests.daemon import PATIENCE, Daemon
 
 PROXY_V1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 1024 4040\r\n"
@@ -44,6 +45,36 @@ def _usage(authority: bool) -> x509.KeyUsage:
     )
 
 
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+"""
+What certificates are issued for here, and OpenSSL's RSA-PSS besides.
+"""
+
+
+def ecKey() -> ec.EllipticCurvePrivateKey:
+    """
+    A key that is quickly made.
+    """
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def pem(
+    key: PrivateKey,
+    passphrase: bytes | None = None,
+    form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
+) -> bytes:
+    """
+    What a file of this key has in it.
+    """
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        form,
+        serialization.BestAvailableEncryption(passphrase)
+        if passphrase
+        else serialization.NoEncryption(),
+    )
+
+
 class Authority:
     """
     Makes certificates, in a folder.
@@ -51,44 +82,86 @@ class Authority:
     @ivar certificate: The PEM file of its own.
     """
 
-    def __init__(self, folder: Path, name: str = "test authority") -> None:
+    def __init__(
+        self, folder: Path, name: str = "test authority", issuer: "Authority | None" = None
+    ) -> None:
+        """
+        @param folder: Is made if there is none.
+
+        @param issuer: Who has signed its certificate: this one is an intermediate. None: itself.
+        """
+        folder.mkdir(exist_ok=True)
         self.folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._key = ecKey()
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.certificate = folder / "authority.pem"
-        self.certificate.write_bytes(self._sign(self._name, self._key, 365, authority=True))
+        signed = (issuer or self)._sign(self._name, self._key, 365, authority=True)
+        self.certificate.write_bytes(signed)
 
-    def issue(self, name: str, days: int = 365) -> tuple[Path, Path]:
+    def issue(
+        self,
+        name: str,
+        days: int = 365,
+        key: PrivateKey | None = None,
+        begins: int | None = None,
+    ) -> tuple[Path, Path]:
         """
         Issue a certificate for C{localhost}.
 
+        @param days: For how many more it is valid.
+
+        @param key: Its key; None: a new one.
+
+        @param begins: In how many days it becomes valid; None: it is, or was.
+
         @return: The PEM files of the certificate and its key.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ecKey()
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate, keyFile = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        certificate.write_bytes(self._sign(subject, key, days, authority=False))
-        keyFile.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
+        certificate.write_bytes(self._sign(subject, key, days, False, begins))
+        keyFile.write_bytes(pem(key))
         return certificate, keyFile
 
+    def issuePSS(self, name: str) -> tuple[Path, Path]:
+        """
+        Issue a certificate for C{localhost} with a key for RSA-PSS alone, which only OpenSSL's
+        program makes. Without that the test is skipped.
+
+        @return: The PEM files of the certificate and its key.
+        """
+        files = {ending: str(self.folder / f"{name}.{ending}") for ending in ("pem", "key", "csr")}
+        own, extensions = self.folder / "authority.key", self.folder / "extensions"
+        own.write_bytes(pem(self._key))
+        extensions.write_text(
+            "subjectAltName=DNS:localhost\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+        )
+        request = ["req", "-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048", "-nodes"]
+        request += ["-subj", f"/CN={name}", "-keyout", files["key"], "-out", files["csr"]]
+        sign = ["x509", "-req", "-in", files["csr"], "-out", files["pem"], "-CAcreateserial"]
+        sign += ["-CA", str(self.certificate), "-CAkey", str(own), "-extfile", str(extensions)]
+        for command in request, sign:
+            subprocess.run([program("openssl"), *command], check=True, capture_output=True)
+        return Path(files["pem"]), Path(files["key"])
+
     def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, authority: bool
+        self,
+        subject: x509.Name,
+        key: PrivateKey,
+        days: int,
+        authority: bool,
+        begins: int | None = None,
     ) -> bytes:
         now = datetime.datetime.now(datetime.timezone.utc)
-        begin = now - datetime.timedelta(days=1 if days > 0 else 1 - days)
+        if begins is None:
+            begins = -1 if days > 0 else days - 1
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(begin)
+            .not_valid_before(now + datetime.timedelta(days=begins))
             .not_valid_after(now + datetime.timedelta(days=days))
             .add_extension(x509.BasicConstraints(authority, None), critical=True)
             # RFC 5280, on which Python insists from 3.13 on.
@@ -101,11 +174,17 @@ class Authority:
         )
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
-    def client(self, identity: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+    def client(
+        self, identity: tuple[Path, Path] | None = None, partial: bool = False
+    ) -> ssl.SSLContext:
         """
         What a client needs that trusts this authority, and shows a certificate if it has one.
+
+        @param partial: Is it enough to trust an intermediate?
         """
         context = ssl.create_default_context(cafile=self.certificate)
+        if partial:
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if identity is not None:
             context.load_cert_chain(*identity)
         return context
