@@ -20,8 +20,11 @@ The rooms, from the command line down to the wire; each imports only from those 
     stage         what a connection passes before its protocol, and after it
     address       where to listen
     record        what is known of one connection
+    served        finds what is served: the echo, or a protocol of somebody's own
     factory       a protocol for each connection
     protocol      the echo contract
+    interfaces    what a protocol may say besides
+    examples      a protocol that knows nothing of all this
 
 The service tree::
 

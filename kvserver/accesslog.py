@@ -31,7 +31,7 @@ def line(record: Record, now: float) -> str:
             "client": record.client and shown(record.client),
             "tls": record.tls,
             "subject": record.subject,
-            "lines": record.lines,
+            **({} if record.unit is None else {record.unit: record.work}),
             "bytes_in": record.received,
             "bytes_out": record.sent,
             "seconds": round(record.seconds or 0.0, 6),

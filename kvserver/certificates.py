@@ -183,6 +183,12 @@ def _certificates(option: str, path: str, text: bytes) -> list[str]:
     if not found:
         raise BadCertificate(f"{option}: {path!r} is no PEM file of a certificate")
     for number, one in enumerate(found, 1):
+        if "Proc-Type:" in one:
+            # For this, too, OpenSSL would ask for a passphrase at the terminal.
+            raise BadCertificate(
+                f"{option}: {path!r}: certificate {number} of {len(found)} is encrypted, and must "
+                "not be"
+            )
         try:
             _stored(one)
         except (ssl.SSLError, ValueError) as error:

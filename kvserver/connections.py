@@ -208,7 +208,7 @@ class Totals:
 
     @ivar ended: How many have ended, by the reason.
 
-    @ivar lines: How many lines have been sent back.
+    @ivar work: How much the protocols have done.
 
     @ivar received: How many bytes have come in.
 
@@ -223,7 +223,7 @@ class Totals:
     def __init__(self) -> None:
         self.accepted = 0
         self.ended = dict.fromkeys(Ending, 0)
-        self.lines = 0
+        self.work = 0
         self.received = 0
         self.sent = 0
         self.durations = [0] * (len(DURATIONS) + 1)
@@ -234,7 +234,7 @@ class Totals:
         One more has ended.
         """
         self.ended[ending] += 1
-        self.lines += record.lines
+        self.work += record.work
         self.received += record.received
         self.sent += record.sent
         self.durations[bisect_left(DURATIONS, seconds)] += 1
@@ -261,6 +261,7 @@ class Connections(Service):
         limits: Limits,
         report: Callable[[Record], None] | None = None,
         verbose: bool = False,
+        unit: str | None = None,
     ) -> None:
         """
         @param reactor: Provides C{IReactorTime}.
@@ -271,6 +272,8 @@ class Connections(Service):
 
         @param verbose: Log the begin and the end of each connection? twistd has no levels, and
             would always show it.
+
+        @param unit: What the protocols count, if they do.
 
         @ivar totals: What they have come to so far.
 
@@ -283,6 +286,7 @@ class Connections(Service):
         self._sources: dict[str, int] = {}
         self._report = report
         self._verbose = verbose
+        self.unit = unit
         self.totals = Totals()
         self.acceptPauses = 0
         self._oncePerMinute = OncePerMinute(reactor)
@@ -309,15 +313,15 @@ class Connections(Service):
 
     def counts(self) -> tuple[int, int, int]:
         """
-        How many lines and how many bytes have come in, and how many bytes have been sent back, on
+        How much the protocols have done, and how many bytes have come in and have been sent, on
         these connections and on those that have ended.
         """
-        lines, received, sent = self.totals.lines, self.totals.received, self.totals.sent
+        work, received, sent = self.totals.work, self.totals.received, self.totals.sent
         for transport in self._live:
-            lines += transport.lines
+            work += transport.work
             received += transport.record.received
             sent += transport.record.sent
-        return lines, received, sent
+        return work, received, sent
 
     @property
     def draining(self) -> bool:
@@ -334,6 +338,7 @@ class Connections(Service):
         self.totals.accepted += 1
         record.number = self.totals.accepted
         record.begun = self._reactor.seconds()
+        record.unit = self.unit
         self._live[transport] = _Watch(record.begun)
         if self._verbose:
             self._log.debug(
@@ -362,7 +367,7 @@ class Connections(Service):
                 "Connection {number} ended: {ending}",
                 number=record.number,
                 ending=record.ending.value,
-                lines=record.lines,
+                **({} if record.unit is None else {record.unit: record.work}),
                 seconds=record.seconds,
             )
 

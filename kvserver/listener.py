@@ -143,6 +143,7 @@ class Listener(Service):
             self._socket = listening
             undo.callback(setattr, self, "_socket", None)
             self._poller.addReader(self)
+            self._route.factory.doStart()
             undo.pop_all()
         layers = f" ({', '.join(self.layers)})" if self.layers else ""
         self._log.info(
@@ -172,6 +173,7 @@ class Listener(Service):
         self._deaf()
         self._socket = None
         self._selector.close()
+        self._route.factory.doStop()
         for call in self._pause, self._calm:
             if call is not None and call.active():
                 call.cancel()

@@ -82,8 +82,10 @@ class Collector:
             "Connections refused since there were too many from their source.",
             totals.ended[Ending.REFUSED],
         )
-        lines, received, sent = connections.counts()
-        yield CounterMetricFamily("kvserver_lines", "Lines received, and sent back.", lines)
+        work, received, sent = connections.counts()
+        unit = connections.unit
+        if unit is not None:
+            yield CounterMetricFamily(f"kvserver_{unit}", f"{unit.capitalize()} served.", work)
         yield CounterMetricFamily("kvserver_received_bytes", "Bytes received.", received)
         yield CounterMetricFamily("kvserver_sent_bytes", "Bytes sent back.", sent)
         restarts = CounterMetricFamily(

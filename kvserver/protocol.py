@@ -6,6 +6,8 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, ITransport
 from twisted.protocols.basic import LineReceiver
 from zope.interface import implementer
 
+from kvserver.interfaces import ICountsWork, IDrainable
+
 LF = b"\n"
 """
 What ends a line.
@@ -25,7 +27,7 @@ def _count(data: bytes) -> int:
     return len(data) if _BARE.startswith(data) else data.count(LF)
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IDrainable, ICountsWork)
 class EchoProtocol(LineReceiver):
     """
     Sends each line back when it is complete, byte for byte.
@@ -40,13 +42,14 @@ class EchoProtocol(LineReceiver):
 
     @cvar MAX_LENGTH: The size of the line buffer, in bytes.
 
-    @ivar lines: How many lines have come in, and so have been sent back.
+    @ivar count: How many lines have come in, and so have been sent back.
     """
 
     transport: ITransport
     delimiter = LF
     MAX_LENGTH = 64 * 1024
-    lines = 0
+    unit = "lines"
+    count = 0
 
     def __init__(self) -> None:
         # The beginning of a line that is not complete, always shorter than MAX_LENGTH. A bytearray
@@ -68,12 +71,12 @@ class EchoProtocol(LineReceiver):
         first = data.find(LF) + 1
         if 0 < first == size and not unfinished:
             # One line and nothing else, as most often.
-            self.lines += 1
+            self.count += 1
             self.transport.write(data)
             return
         last = data.rfind(LF) + 1
         if last:
-            self.lines += 1 if first == last else _count(data)
+            self.count += 1 if first == last else _count(data)
             keep = size - last
         else:
             keep = size + len(unfinished)
@@ -88,12 +91,17 @@ class EchoProtocol(LineReceiver):
             self.transport.write(b"".join((unfinished, memoryview(data)[:cut])))
             unfinished[:] = data[cut:]
 
-    @property
-    def unfinished(self) -> int:
+    def isIdle(self) -> bool:
         """
-        How many bytes have come in of a line that is not complete.
+        Is no line begun?
         """
-        return len(self._unfinished)
+        return not self._unfinished
+
+    def close(self) -> None:
+        """
+        Close the connection.
+        """
+        self.transport.loseConnection()
 
     def clearLineBuffer(self) -> bytes:
         """

@@ -80,18 +80,21 @@ class Record:
 
     @ivar sent: How many of its bytes the kernel has taken; with TLS, how many TLS has taken for it.
 
-    @ivar lines: How many lines had come in at the end, and so had been sent back.
+    @ivar unit: What the protocol counts, if it does.
+
+    @ivar work: How much the protocol had done at the end, by its own count.
 
     @ivar seconds: How long it has lasted; None while it does.
     """
 
     __slots__ = (
-        *("begun", "client", "ending", "lines", "listener", "number", "peer", "received"),
-        *("seconds", "sent", "subject", "tls"),
+        *("begun", "client", "ending", "listener", "number", "peer", "received"),
+        *("seconds", "sent", "subject", "tls", "unit", "work"),
     )
 
     number: int
     begun: float
+    unit: str | None
 
     def __init__(self, listener: str, peer: IAddress) -> None:
         self.listener = listener
@@ -102,7 +105,7 @@ class Record:
         self.ending: Ending | None = None
         self.received = 0
         self.sent = 0
-        self.lines = 0
+        self.work = 0
         self.seconds: float | None = None
 
     def ends(self, ending: Ending) -> None:

@@ -36,7 +36,8 @@ class Route:
         certificates: Certificates | None = None,
     ) -> None:
         """
-        @param factory: Builds a protocol for each connection.
+        @param factory: Builds a protocol for each connection. It is told when a listener begins and
+            ceases to listen.
 
         @param connections: Knows all connections.
 
@@ -46,7 +47,7 @@ class Route:
 
         @param certificates: What TLS shows. None: there is no TLS.
         """
-        self._factory = factory
+        self.factory = factory
         self._connections = connections
         self._poller = poller
         self._trusted = trusted
@@ -87,7 +88,7 @@ class Route:
             Handshake(transport, self._certificates, self._connect).begin()
 
     def _connect(self, transport: Transport) -> None:
-        protocol = self._factory.buildProtocol(transport.getPeer())
+        protocol = self.factory.buildProtocol(transport.getPeer())
         if protocol is None:
             transport.record.ends(Ending.REFUSED)
             transport.connectionLost(DONE)

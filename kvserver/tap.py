@@ -21,12 +21,12 @@ from kvserver.accesslog import ToFile, ToLog
 from kvserver.address import TCP, Address, parse, parseInterface
 from kvserver.certificates import BadCertificate, Certificates
 from kvserver.connections import Connections, Limits, mostConnections
-from kvserver.factory import EchoFactory
 from kvserver.listener import Listener
 from kvserver.notify import Notifier, takeManager
 from kvserver.poller import Poller
 from kvserver.process import Signals, fail, keepTime
 from kvserver.route import Route
+from kvserver.served import load, unitOf
 from kvserver.supervisor import ChildSpec, RestartIntensity, Supervisor
 from kvserver.wire import Wire, parseWire
 
@@ -110,6 +110,13 @@ class Options(UsageOptions):
             "File for one JSON record a connection; -: the log. [default: none]",
         ],
         [
+            "protocol",
+            None,
+            None,
+            "Serve this instead of the echo: a Protocol class, a Factory, or a callable that "
+            "returns one, as package.module.Name.",
+        ],
+        [
             "metrics",
             None,
             None,
@@ -131,6 +138,11 @@ Examples:
                                             behind a balancer
   telnet 127.0.0.1 4040                     talk to it
 """
+
+    served: ClassVar[str] = "kvserver.factory.EchoFactory"
+    """
+    What is served without C{--protocol}. A plugin of one's own names its own here.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,6 +215,10 @@ Examples:
 
         @raise UsageError: A value is wrong. Says which, and what is accepted.
         """
+        try:
+            self["factory"] = load(self["protocol"] or self.served)
+        except ValueError as error:
+            raise UsageError(f"--protocol: {error}") from None
         self["wires"] = self._wires()
         layers = {layer for wire in self["wires"] for layer in wire.layers}
         for option in "tls-certificate", "tls-private-key", "tls-client-ca", "proxy-trusted":
@@ -370,16 +386,16 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
     accessLog = options["access-log"]
     # twist has levels of the log.
     verbose = options.parent is not None and options.parent.get("logLevel") is LogLevel.debug
+    factory = options["factory"]
     connections = Connections(
         reactor,
         limits,
         accessLog and accessLog.report,
         verbose,
+        unitOf(factory),
     )
     poller = Poller(reactor)
     certificates = options["certificates"]
-
-    factory = EchoFactory()
 
     def routeFor(wire: Wire) -> Route:
         return Route(
@@ -406,10 +422,14 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
         broken = [str(child.name) for child in listeners if not child.isListening()]
         return f"not listening: {', '.join(broken)}" if broken else None
 
+    def status() -> str:
+        done = f", {connections.counts()[0]} {connections.unit} served" if connections.unit else ""
+        return f"{len(connections)} connections{done}"
+
     notifier = Notifier(
         reactor,
         options["manager"],
-        lambda: f"{len(connections)} connections, {connections.counts()[0]} lines served",
+        status,
         lambda: trouble() is None,
         limits.drain,
     )

@@ -76,8 +76,7 @@ class TLSTransport(Transport):
             if more:
                 self._singles = 0
                 data, why = self._readMore(data)
-        self.record.received += len(data)
-        self.protocol.dataReceived(data)  # type: ignore[union-attr]
+        self._deliver(data)
         return why
 
     def _readMore(self, data: bytes) -> tuple[bytes, Exception | None]:
@@ -176,6 +175,7 @@ class TLSTransport(Transport):
                 pass
             self.record.sent += sent
             if sent == len(data):
+                self._mayWriteNow = not self._isCorked
                 return
         self._hold(memoryview(data)[sent:])
 
@@ -200,7 +200,7 @@ class TLSTransport(Transport):
             pass
         except OSError:
             return CONNECTION_LOST
-        if self._inputEnded:
+        if self._inputEnded and not self.queued(FIONREAD):
             return CONNECTION_DONE
         self.sayFarewell()
         return None

@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from fcntl import ioctl
+from termios import FIONREAD, TIOCOUTQ
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -27,11 +28,17 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvserver.address import addressOf
+from kvserver.interfaces import ICountsWork, IDrainable
 from kvserver.record import Ending, Record
 from kvserver.stage import DONE, READ_SIZE, Farewell, Stage
 
 if TYPE_CHECKING:
     from kvserver.connections import Connections
+
+CORK_SIZE = 64 * 1024
+"""
+How many bytes a protocol may write while it is given some, before they are sent.
+"""
 
 WRITE_SIZE = 128 * 1024
 """
@@ -54,8 +61,9 @@ class Transport:
 
     What is written goes to the socket at once. Twisted's own transport waits until the reactor says
     that the socket takes something, which costs two system calls and a turn of the reactor for each
-    line. What the socket does not take waits here, and as long as anything waits the peer is not
-    read from.
+    line. What a protocol writes after that, still in the same C{dataReceived}, goes together when
+    that is over. What the socket does not take waits here, and as long as anything waits the peer
+    is not read from.
 
     It shows its addresses as people know them: an IPv4 peer of an IPv6 socket as IPv4, the client
     of a balancer as the balancer saw it.
@@ -84,6 +92,8 @@ class Transport:
     _aborting = False
     # May a write go to the socket, or must it wait for what came before?
     _mayWriteNow = True
+    # Is what is written collected, to be sent in few segments?
+    _isCorked = False
     _isPaused = False
     _inputEnded = False
     _inReadConnectionLost = False
@@ -182,9 +192,23 @@ class Transport:
             return CONNECTION_LOST
         if not data:
             return CONNECTION_DONE
-        self.record.received += len(data)
-        self.protocol.dataReceived(data)  # type: ignore[union-attr]
+        self._deliver(data)
         return None
+
+    def _deliver(self, data: bytes) -> None:
+        """
+        Give the protocol what has come, and then send what it has written piece by piece.
+        """
+        self.record.received += len(data)
+        self._isCorked = True
+        self.protocol.dataReceived(data)  # type: ignore[union-attr]
+        self._isCorked = False
+        if self._buffer:
+            self._uncork()
+        else:
+            self._mayWriteNow = not self._outputEnded and (
+                self.producer is None or self.streamingProducer
+            )
 
     def doWrite(self) -> Exception | None:  # type: ignore[override]
         """
@@ -251,6 +275,7 @@ class Transport:
                 sent = 0
             self.record.sent += sent
             if sent == len(data):
+                self._mayWriteNow = not self._isCorked
                 return
             self._hold(memoryview(data)[sent:])
         else:
@@ -264,12 +289,34 @@ class Transport:
 
     def _hold(self, data: bytes | memoryview) -> None:
         """
-        Send later. Until then the peer is not read from, and a producer is not to produce.
+        Send later.
         """
         if self.disconnected or self._outputEnded or self._aborting:
             return
         self._mayWriteNow = False
         self._buffer += data
+        if not self._isCorked:
+            self._wait()
+        elif len(self._buffer) >= CORK_SIZE:
+            self._uncork()
+
+    def _uncork(self) -> None:
+        """
+        Send what has been collected.
+        """
+        if not (self.disconnected or self._aborting or self._outputEnded):
+            # An error comes again in doWrite.
+            self._flush()
+            if self._buffer:
+                self._wait()
+            elif not self._isCorked:
+                self._mayWriteNow = self.producer is None or self.streamingProducer
+
+    def _wait(self) -> None:
+        """
+        Something waits to be sent. Until that is done the peer is not read from, and a producer is
+        not to produce.
+        """
         self.poller.addWriter(self)
         self.poller.removeReader(self)
         if self.producer is not None and self.streamingProducer and not self.producerPaused:
@@ -410,12 +457,12 @@ class Transport:
     # What time-outs and the drain need.
 
     @property
-    def lines(self) -> int:
+    def work(self) -> int:
         """
-        How many lines have come in, and so have been sent back.
+        How much the protocol has done, by its own count.
         """
-        lines: int = getattr(self.protocol, "lines", 0)
-        return lines
+        protocol: Any = self.protocol
+        return protocol.count if ICountsWork.providedBy(protocol) else 0
 
     def progress(self) -> int:
         """
@@ -429,7 +476,8 @@ class Transport:
         """
         if self.stage is not None:
             return not self.stage.begun
-        return not self._buffer and getattr(self.protocol, "unfinished", 0) == 0
+        protocol: Any = self.protocol
+        return not self._buffer and (not IDrainable.providedBy(protocol) or protocol.isIdle())
 
     def queued(self, request: int) -> int:
         """
@@ -446,9 +494,13 @@ class Transport:
         """
         Close in order, for a reason of ours.
         """
+        protocol: Any = self.protocol
         if self.stage is None:
             self._stopProducer()
-            self.loseConnection()
+            if IDrainable.providedBy(protocol):
+                protocol.close()
+            else:
+                self.loseConnection()
         elif not self.disconnecting:
             # Nothing was sent yet, or what was sent nobody waits for.
             self.connectionLost(DONE)
@@ -480,7 +532,7 @@ class Transport:
             why = self._close()
             if why is not None:
                 self.connectionLost(reason if why is CONNECTION_DONE else Failure(why))
-        elif not self.disconnected:
+        if self.stage is None and not self.disconnected:
             self.poller.removeReader(self)
 
     def writeConnectionLost(self, reason: Failure) -> None:
@@ -491,11 +543,19 @@ class Transport:
 
     def _close(self) -> Exception | None:
         """
-        All has been sent: end the connection.
+        All has been sent: end the connection. If the peer may still send, or has not got all, it is
+        waited for: a reset, which is what the kernel answers to what it can't deliver, would
+        destroy what is still on its way.
 
         @return: Why it is over, if it is.
         """
-        return CONNECTION_DONE
+        try:
+            if self._inputEnded or not (self.queued(FIONREAD) or self.queued(TIOCOUTQ)):
+                return CONNECTION_DONE
+        except OSError:
+            return CONNECTION_LOST
+        self.sayFarewell()
+        return None
 
     def _endOutput(self) -> None:
         """
@@ -551,10 +611,12 @@ class Transport:
                     protocol.connectionLost(reason)
             finally:
                 self.record.ends(_endingFor(reason))
-                self.record.lines = self.lines
-                # Nothing is left that only the garbage collector could find.
-                self.protocol = None
-                self.connections.ended(self)
+                try:
+                    self.record.work = self.work
+                finally:
+                    # Nothing is left that only the garbage collector could find.
+                    self.protocol = None
+                    self.connections.ended(self)
 
     def _linger0(self) -> None:
         """

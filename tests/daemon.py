@@ -77,6 +77,8 @@ class Daemon:
         command: tuple[str, ...] = (TWISTD, "-n", "--pidfile="),
         env: dict[str, str] | None = None,
         descriptors: tuple[int, ...] = (),
+        answer: bytes = b"hello\n",
+        name: str = "kvserver",
     ) -> None:
         """
         @param folder: Is its working directory, and takes its log.
@@ -88,11 +90,15 @@ class Daemon:
         @param env: Its environment, if it is not the one of the tests.
 
         @param descriptors: What it inherits.
+
+        @param answer: What it answers to C{hello}.
+
+        @param name: The name of its plugin.
         """
         self.log = folder / "daemon.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "kvserver", *(options or ("--port", "0"))],
+                [*command, name, *(options or ("--port", "0"))],
                 cwd=folder,
                 env=env or environment(),
                 pass_fds=descriptors,
@@ -106,7 +112,7 @@ class Daemon:
             self.port = int(self.listening[0])
             with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as client:
                 client.sendall(b"hello\n")
-                assert client.recv(6) == b"hello\n"
+                assert client.recv(100) == answer
                 self.idleDescriptors = self.descriptors() - 1
             waitFor(lambda: self.descriptors() == self.idleDescriptors, "nobody is connected")
         except BaseException:

@@ -23,6 +23,7 @@ from kvserver.factory import EchoFactory
 from kvserver.poller import Poller
 from kvserver.record import Record
 from kvserver.route import Route
+from kvserver.served import unitOf
 from kvserver.transport import Transport
 from tests.daemon import PATIENCE
 
@@ -192,10 +193,10 @@ class House:
         self.clock = MemoryReactorClock()
         self.poller = Poller(self.clock)
         self.ended: list[Record] = []
-        self.connections = KnownConnections(
-            self.clock, limits or Limits(), self.ended.append, verbose
-        )
         self.factory = factory or EchoFactory()
+        self.connections = KnownConnections(
+            self.clock, limits or Limits(), self.ended.append, verbose, unitOf(self.factory)
+        )
         self.route = Route(self.factory, self.connections, self.poller, trusted)
         self.peers: list[socket.socket] = []
 

@@ -23,6 +23,7 @@ def record(number: int = 1) -> Record:
     """
     record = Record("tcp:0", IPv4Address("TCP", "192.0.2.1", 1024))
     record.number = number
+    record.unit = "lines"
     record.ending = Ending.RESET
     record.seconds = 1.5
     return record
@@ -64,17 +65,21 @@ def test_line() -> None:
     }
     some = record()
     assert json.loads(line(some, 1.0)) == expected
+    some.unit = None
+    del expected["lines"]
+    assert json.loads(line(some, 1.0)) == expected
     some.client = IPv6Address("TCP", "::1", 1)
     some.tls = "TLSv1.3"
     some.subject = 'CN="\n'
-    some.received, some.sent, some.lines = 10, 9, 2
+    some.unit = "orders"
+    some.received, some.sent, some.work = 10, 9, 2
     written = line(some, 1.0)
     assert "\n" not in written
     assert json.loads(written) == expected | {
         "client": "[::1]:1",
         "tls": "TLSv1.3",
         "subject": 'CN="\n',
-        "lines": 2,
+        "orders": 2,
         "bytes_in": 10,
         "bytes_out": 9,
     }

@@ -382,7 +382,7 @@ def test_connectionThatCannotBegin(harness: Harness) -> None:
         def buildProtocol(self, addr: object) -> Protocol | None:
             return builders.pop(0)()
 
-    harness.route._factory = Factory()
+    harness.route.factory = Factory()
     with capturedLogs() as logs:
         for _ in range(3):
             harness.connect()

@@ -197,17 +197,17 @@ def test_backPressure() -> None:
     assert connection.send(b" end\n") == b"begin end\n"
 
 
-def test_unfinished() -> None:
+def test_isIdle() -> None:
     """
     It is known whether a line has begun: a drain waits for its end.
     """
     connection = Connection(ShortLines)
     for chunk, unfinished in (b"a", 1), (b"b\n", 0), (b"c\nde", 2), (b"f", 3), (b"g", 0):
         connection.send(chunk)
-        assert connection.protocol.unfinished == unfinished
+        assert connection.protocol.isIdle() is (unfinished == 0)
     connection.send(b"h")
     connection.protocol.readConnectionLost()
-    assert connection.protocol.unfinished == 0
+    assert connection.protocol.isIdle()
 
 
 def test_byteByByteIsLinear() -> None:
@@ -233,8 +233,8 @@ def test_counts() -> None:
     """
     connection = Connection()
     connection.send(b"one\ntw", b"o\n\n", b"three")
-    assert connection.protocol.lines == 3
+    assert connection.protocol.count == 3
     connection.send(b"\n", b"\n" * 1000, b"x" * connection.protocol.MAX_LENGTH)
-    assert connection.protocol.lines == 1004
+    assert connection.protocol.count == 1004
     connection.send(b"y", b"\n")
-    assert connection.protocol.lines == 1005
+    assert connection.protocol.count == 1005

@@ -183,8 +183,8 @@ def test_unknownOption() -> None:
     """
     An unknown option is named.
     """
-    with pytest.raises(UsageError, match="option --prot not recognized"):
-        parse("--prot=4040")
+    with pytest.raises(UsageError, match="option --prod not recognized"):
+        parse("--prod=4040")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

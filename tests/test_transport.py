@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer
 from zope.interface.verify import verifyObject
 
+from kvserver.interfaces import IDrainable
 from kvserver.record import Ending
 from kvserver.stage import CLOSE_TIMEOUT, READ_SIZE, Farewell
 from kvserver.transport import Transport
@@ -277,6 +278,9 @@ class TestReading:
                 assert guest.protocol.events == []
                 end(guest)
             else:
+                guest.peer.close()
+                house.turn()
+                house.turn()
                 assert guest.protocol.events[0] in (ConnectionDone, ConnectionAborted)
 
     def _enter(self, house: House, act: object) -> Guest:
@@ -286,7 +290,7 @@ class TestReading:
                 protocol.connectionMade = lambda: act(protocol.transport)  # type: ignore
                 return protocol
 
-        house.route._factory = Factory()
+        house.route.factory = Factory()
         return house.enter()
 
 
@@ -437,6 +441,8 @@ class TestProducers:
         house.turn()
         house.turn()
         assert guest.peer.recv(1) == b""
+        guest.peer.close()
+        house.turn()
         assert guest.protocol.events == [ConnectionDone]
 
     @pytest.mark.parametrize("streaming", [False, True])
@@ -790,10 +796,10 @@ class TestRecord:
         """
         guest = house.enter()
         assert guest.transport.isIdle()
-        guest.protocol.unfinished = 1
-        assert not guest.transport.isIdle()
-        guest.protocol.unfinished = 0
-        assert guest.transport.isIdle()
+        directlyProvides(guest.protocol, IDrainable)
+        for idle in False, True:
+            guest.protocol.isIdle = lambda idle=idle: idle
+            assert guest.transport.isIdle() is idle
         fill(guest)
         assert not guest.transport.isIdle()
         house.collect(guest.peer, len(PLENTY))

@@ -1,0 +1,3 @@
+"""
+Protocols of one's own, served by C{--protocol}.
+"""
