@@ -38,6 +38,9 @@ How many scrapers there may be at a time: they are not to take the file descript
 """
 
 
+TEXT = "text/plain; charset=utf-8"
+
+
 class Collector:
     """
     Sums up, when it is asked, what the connections count anyway.
@@ -156,6 +159,17 @@ class Page(Resource):
         request.setHeader("Content-Length", str(len(page)))
         return b"" if request.method == b"HEAD" else page
 
+    def getChild(self, path: bytes, request: Request) -> "Page":
+        """
+        All other pages are not there.
+        """
+        return Page(_missing, TEXT)
+
+
+def _missing(request: Request) -> bytes:
+    request.setResponseCode(404)
+    return b"not found\n"
+
 
 class BriefRequest(Request):
     """
@@ -221,11 +235,10 @@ def site(collector: Collector, trouble: Callable[[], str | None]) -> Any:
         request.setResponseCode(503)
         return f"{reason}\n".encode()
 
-    text = "text/plain; charset=utf-8"
-    root = Resource()
+    root = Page(_missing, TEXT)
     root.putChild(b"metrics", Page(lambda request: generate_latest(registry), CONTENT_TYPE_LATEST))
-    root.putChild(b"healthz", Page(lambda request: b"alive\n", text))
-    root.putChild(b"readyz", Page(readiness, text))
+    root.putChild(b"healthz", Page(lambda request: b"alive\n", TEXT))
+    root.putChild(b"readyz", Page(readiness, TEXT))
     return Few(QuietSite(root, requestFactory=BriefRequest, timeout=PATIENCE))
 
 

@@ -44,16 +44,25 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PORT"} | more
 
 
+_claims: list[socket.socket] = []
+
+
 def quietPort() -> int:
     """
-    A free port that the kernel gives to no client. A client that tries one of those while nobody
-    listens there may get the same for itself, and is then connected to itself.
+    A free port that the kernel gives to no client, and no other process of tests has: each claims
+    its own by the name of an abstract socket, which the kernel forgets with the process. A client
+    that tries one of the kernel's while nobody listens there may get the same for itself, and is
+    then connected to itself.
     """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for port in range(lowest - 1, 1024, -1):
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, contextlib.suppress(OSError):
+            claim.bind(f"\0kvserver tests: port {port}")
             probe.bind(("127.0.0.1", port))
+            _claims.append(claim)
             return port
+        claim.close()
     raise AssertionError("no port is free")
 
 

@@ -185,8 +185,8 @@ class TestCannotStart:
         """
         However it is started, a wrong command line gets one line and nothing else.
         """
-        printed = self.fails(tmp_path, *command, "kvserver", "--prot=4040")
-        assert printed == "kvserver: option --prot not recognized\n"
+        printed = self.fails(tmp_path, *command, "kvserver", "--prod=4040")
+        assert printed == "kvserver: option --prod not recognized\n"
 
     @pytest.mark.parametrize("value", ["", "x", "-1", "65536"])
     def test_port(self, tmp_path: Path, value: str) -> None:
