@@ -14,7 +14,7 @@ from pathlib import Path
 from twisted.logger import Logger
 
 _CERTIFICATE = re.compile(
-    rb"-----BEGIN (CERTIFICATE|X509 CERTIFICATE|TRUSTED CERTIFICATE)-----.*?(-----END \1-----|\Z)",
+    rb"-----BEGIN (CERTIFICATE|X509 CERTIFICATE)-----.*?(-----END \1-----|\Z)",
     re.S,
 )
 _PRIVATE_KEY = re.compile(rb"-----BEGIN ([A-Z0-9]+ )*PRIVATE KEY-----")
@@ -97,13 +97,14 @@ class Certificates:
             raise BadCertificate(
                 f"--tls-private-key: {self._privateKey!r} needs a passphrase, and must not"
             ) from None
-        except ssl.SSLError as error:
-            if error.reason in _MISMATCHES:
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None)
+            if reason in _MISMATCHES:
                 fault = (
                     f"--tls-private-key: {self._privateKey!r} is not the key of the certificate in "
                     f"{self._certificate!r}"
                 )
-            elif error.reason is None:
+            elif isinstance(error, ssl.SSLError) and reason is None:
                 # "PEM lib", of the key: the certificates have been read already.
                 fault = f"--tls-private-key: {self._privateKey!r} can't be read"
             else:
@@ -155,7 +156,13 @@ class Certificates:
             self._log.info("The certificates have been loaded again")
 
 
-def reasonOf(error: OSError) -> str:
+_SOURCE = re.compile(r"^\[\w+\] |: cadata does not contain a certificate|\s*\(_ssl\.c:\d+\)")
+"""
+What Python puts around what OpenSSL says.
+"""
+
+
+def reasonOf(error: Exception) -> str:
     """
     What OpenSSL says, and the kernel, of what has failed.
     """
@@ -163,7 +170,7 @@ def reasonOf(error: OSError) -> str:
         return f"certificate verify failed: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
-    return error.strerror or str(error)
+    return _SOURCE.sub("", getattr(error, "strerror", None) or str(error))
 
 
 def _read(option: str, path: str) -> bytes:
@@ -192,9 +199,9 @@ def _certificates(option: str, path: str, text: bytes) -> list[str]:
         try:
             _stored(one)
         except (ssl.SSLError, ValueError) as error:
-            reason = reasonOf(error) if isinstance(error, ssl.SSLError) else error
             raise BadCertificate(
-                f"{option}: {path!r}: certificate {number} of {len(found)} can't be read: {reason}"
+                f"{option}: {path!r}: certificate {number} of {len(found)} can't be read: "
+                f"{reasonOf(error)}"
             ) from None
     return found
 

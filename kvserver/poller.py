@@ -152,7 +152,7 @@ class Poller:
         The reactor ends, and all that it has watched.
         """
         for descriptor in self.removeAll():
-            self._lose(descriptor, reason)
+            self.lose(descriptor, reason)
 
     def doRead(self) -> None:
         """
@@ -201,7 +201,7 @@ class Poller:
                     connection=descriptor.logPrefix(),
                     level=LogLevel.error,
                 )
-                self._lose(descriptor, Failure(error))
+                self.lose(descriptor, Failure(error))
 
     def _end(self, descriptor: Any, why: Exception, reads: bool) -> None:
         """
@@ -214,7 +214,7 @@ class Poller:
         else:
             descriptor.connectionLost(DONE)
 
-    def _lose(self, descriptor: Any, reason: Failure) -> None:
+    def lose(self, descriptor: Any, reason: Failure) -> None:
         """
         End a connection, even if it fails once more.
         """

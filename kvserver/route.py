@@ -76,7 +76,7 @@ class Route:
                 level=LogLevel.error,
             )
             record.ends(Ending.ERROR)
-            transport.connectionLost(Failure(error))
+            self._poller.lose(transport, Failure(error))
 
     def _admit(self, transport: Transport) -> None:
         if not self._connections.admits(transport):

@@ -131,7 +131,6 @@ class Farewell(Stage):
         """
         super().begin()
         try:
-            # Of an SSLSocket it drops the TLS: what still comes is read as it is.
             self.transport.socket.shutdown(socket.SHUT_WR)
         except OSError:
             # It is gone already: that is read in a moment.

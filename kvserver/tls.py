@@ -1,11 +1,12 @@
 """
-TLS: a kind of transport, by the standard library's C{ssl} on the socket.
+TLS: a kind of transport, by the standard library's C{ssl}.
 """
 
 import re
 import ssl
+from collections import deque
 from collections.abc import Callable, Mapping
-from fcntl import ioctl
+from contextlib import suppress
 from termios import FIONREAD
 from typing import Any
 
@@ -13,193 +14,243 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 
 from kvserver.certificates import Certificates, reasonOf
 from kvserver.record import Ending
-from kvserver.stage import DONE, LOST, READ_SIZE, Stage
-from kvserver.transport import WRITE_SIZE, Transport
+from kvserver.stage import DONE, READ_SIZE, Stage
+from kvserver.transport import Transport
 
 HANDSHAKE_TIMEOUT = 10.0
 """
 How long a client may take for the handshake, in seconds.
 """
 
-RECORD_SIZE = 16 * 1024
+RECEIVE_SIZE = READ_SIZE + 2 * 1024
 """
-The most bytes that a record of TLS holds (RFC 8446, section 5.1). No more are given to OpenSSL at
-once: it says how many it has taken only when it has taken all.
-"""
-
-
-SINGLES = 8
-"""
-After so many records that came by themselves the kernel is asked only now and then if there are
-more: to ask takes a tenth of what a line costs.
+How many bytes are received at once, at most: what a line of 64 KiB may take in records.
 """
 
-_NOTHING = bytes(4)
+SEAL_SIZE = 64 * 1024
+"""
+How many bytes are encrypted at once, at most, and counted together when they have been sent.
+"""
+
+HEADER_SIZE = 5
+"""
+The size of the header of a record, of which the last two bytes are the length of the rest (RFC
+8446, section 5.1).
+"""
 
 
 class TLSTransport(Transport):
     """
     An accepted connection with TLS.
 
+    It reads from the socket itself, and OpenSSL gets the bytes from memory. On the socket, OpenSSL
+    would go on to read as long as records come that hold nothing for us: one client with a stream
+    of KeyUpdates would stop all others.
+
     TLS has no half-close as TCP has: what the peer has sent before its close_notify, or before a
     FIN without one, comes back.
+
+    @ivar tls: Encrypts and decrypts; None before the handshake.
     """
 
-    socket: ssl.SSLSocket
-    # Has a record come in part?
-    _hasFragment = False
-    # Reading may need to write, and writing to read (SSL_get_error(3)).
-    _readWantsWrite = False
-    _writeWantsRead = False
-    # How many records in a row have come by themselves?
-    _singles = 0
+    tls: ssl.SSLObject
+    _incoming: ssl.MemoryBIO
+    _outgoing: ssl.MemoryBIO
+    # What has come of a record that is not complete: a part of its header, or all of that, and then
+    # how much is missing of the rest.
+    _header = b""
+    _missing = 0
+    _hasSaidGoodbye = False
+
+    def secure(self, context: ssl.SSLContext) -> None:
+        """
+        Speak TLS from now on.
+        """
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        # Of each part that waits to be sent: how many bytes are left of it, and how many it is in
+        # plain text.
+        self._parts: deque[tuple[int, int]] = deque()
+
+    def receive(self) -> bytes:
+        """
+        Let OpenSSL have what has come to the socket.
+
+        @return: That; nothing: the peer has sent FIN.
+
+        @raise OSError: Nothing has come, or the connection is gone.
+        """
+        data = self.socket.recv(RECEIVE_SIZE)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        return data
+
+    def hasMore(self) -> bool:
+        """
+        Is there anything that OpenSSL has not read?
+        """
+        return self._incoming.pending > 0
 
     def doRead(self) -> Exception | None:
         """
         Give the protocol all that has come, at once.
         """
-        if self._writeWantsRead:
-            self._writeWantsRead = False
-            self.poller.addWriter(self)
-        # A record is always read whole: of what OpenSSL has decrypted no epoll would tell.
         try:
-            data = self.socket.recv(READ_SIZE)
-        except OSError as error:
-            return self._readFails(error)
-        if not data:
-            return CONNECTION_DONE
-        self._hasFragment = False
-        why = None
-        self._singles += 1
-        if self._singles <= SINGLES or not self._singles % SINGLES:
-            more = ioctl(self.fileno(), FIONREAD, _NOTHING) != _NOTHING
-            if more:
-                self._singles = 0
-                data, why = self._readMore(data)
-        self._deliver(data)
-        return why
+            data = self.receive()
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        return self.decrypt(data)
 
-    def _readMore(self, data: bytes) -> tuple[bytes, Exception | None]:
+    def decrypt(self, data: bytes) -> Exception | None:
         """
-        There are more records: read them, too.
+        Give the protocol what is complete of that which has been received.
 
-        @param data: What the first one held.
-
-        @return: What all of them hold, and why nothing more will come.
-        """
-        chunks = [data]
-        size = len(data)
-        while size < READ_SIZE and self.queued(FIONREAD):
-            try:
-                data = self.socket.recv(READ_SIZE)
-            except OSError as error:
-                return b"".join(chunks), self._readFails(error)
-            if not data:
-                return b"".join(chunks), CONNECTION_DONE
-            chunks.append(data)
-            size += len(data)
-        return b"".join(chunks), None
-
-    def _readFails(self, error: OSError) -> Exception | None:
-        """
-        Nothing could be read.
+        @param data: What was received last.
 
         @return: Why nothing more will come, if that is so.
         """
-        if isinstance(error, ssl.SSLWantReadError):
-            self._hasFragment = True
+        chunks = []
+        why: Exception | None = None
+        broken: ssl.SSLError | None = None
+        try:
+            while True:
+                chunk = self.tls.read(READ_SIZE)
+                if not chunk:
+                    why = CONNECTION_DONE
+                    break
+                chunks.append(chunk)
+                if not self._incoming.pending:
+                    # OpenSSL has read this record, and nothing of another.
+                    self._header, self._missing = b"", 0
+                    break
+        except ssl.SSLWantReadError:
+            self.measure(data)
             self.steps += 1
-        elif isinstance(error, ssl.SSLWantWriteError):
-            self._readWantsWrite = True
-            self.poller.removeReader(self)
-            self.poller.addWriter(self)
-        elif isinstance(error, ssl.SSLError):
-            self._broken(error)
-        else:
-            return CONNECTION_LOST
-        return None
-
-    def doWrite(self) -> Exception | None:
-        """
-        Send what waits, or go on with what had to wait until something could be sent.
-        """
-        if not self._readWantsWrite:
-            return super().doWrite()
-        self._readWantsWrite = False
-        if not self._buffer:
-            self.poller.removeWriter(self)
-        self._read()
-        why = self.doRead()
-        if why is CONNECTION_DONE:
-            # The poller would take it for the end of both halves.
-            self.readConnectionLost(DONE)
-            return None
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            why = CONNECTION_DONE
+        except ssl.SSLError as error:
+            broken = error
+        if chunks and broken is None:
+            self._deliver(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if self._outgoing.pending and not (self.disconnected or self._aborting):
+            # The answer to a KeyUpdate, or an alert.
+            self._send(self._outgoing.read(), 0)
+        if broken is not None and not (self.disconnected or self._aborting):
+            self._break(broken)
         return why
 
-    def _flush(self) -> Exception | None:
-        try:
-            # What OpenSSL could not send it must get again, with no fewer bytes: they are the first
-            # of those that wait, whatever has come after them.
-            for _ in range(WRITE_SIZE // RECORD_SIZE):
-                with memoryview(self._buffer) as waiting, waiting[:RECORD_SIZE] as first:
-                    sent = self.socket.send(first)
-                self.record.sent += sent
-                del self._buffer[:sent]
-                if not self._buffer:
-                    break
-        except ssl.SSLWantWriteError:
-            return None
-        except ssl.SSLWantReadError:
-            self._writeWantsRead = True
-            self.poller.removeWriter(self)
-            self.poller.addReader(self)
-        except OSError:
-            return CONNECTION_LOST
-        return None
+    def measure(self, data: bytes) -> None:
+        """
+        Find out whether a record has come in part.
+
+        @param data: What was received last.
+        """
+        place, size = 0, len(data)
+        while place < size:
+            if self._missing:
+                step = min(self._missing, size - place)
+                self._missing -= step
+                place += step
+                continue
+            part = data[place : place + HEADER_SIZE - len(self._header)]
+            place += len(part)
+            self._header += part
+            if len(self._header) == HEADER_SIZE:
+                self._missing = int.from_bytes(self._header[-2:], "big")
+                self._header = b""
+
+    def _break(self, error: ssl.SSLError) -> None:
+        """
+        What the peer has sent can't be decrypted; OpenSSL has told it so by an alert.
+        """
+        self.record.ends(Ending.RESET)
+        self.connections.warnOfSource(
+            self.getPeer(), "TLS with {source} is broken: {reason}", reason=reasonOf(error)
+        )
+        self.sayFarewell()
 
     def write(self, data: bytes) -> None:
         """
-        Send now what TLS takes, and the rest later.
+        Send now what the socket takes, and the rest later.
+        """
+        if len(data) > SEAL_SIZE:
+            view = memoryview(data)
+            for begin in range(0, len(data), SEAL_SIZE):
+                self.write(view[begin : begin + SEAL_SIZE])  # type: ignore[arg-type]
+        elif data and not (self.disconnected or self._outputEnded or self._aborting):
+            self.tls.write(data)
+            self._send(self._outgoing.read(), len(data))
+
+    def _send(self, sealed: bytes, size: int) -> None:
+        """
+        Send what is encrypted.
+
+        @param size: How many bytes of plain text it is.
         """
         sent = 0
-        if self._mayWriteNow and data:
+        if self._mayWriteNow:
             try:
-                if len(data) <= RECORD_SIZE:
-                    sent = self.socket.send(data)
-                else:
-                    view = memoryview(data)
-                    while sent < len(data):
-                        sent += self.socket.send(view[sent : sent + RECORD_SIZE])
+                sent = self.socket.send(sealed)
             except OSError:
                 # Either it takes nothing now, or there is an error, which comes again in doWrite.
-                pass
-            self.record.sent += sent
-            if sent == len(data):
+                sent = 0
+            if sent == len(sealed):
+                self.record.sent += size
                 self._mayWriteNow = not self._isCorked
                 return
-        self._hold(memoryview(data)[sent:])
+        self._parts.append((len(sealed) - sent, size))
+        self._hold(memoryview(sealed)[sent:])
+
+    def _count(self, sent: int) -> None:
+        """
+        So much of what had waited has been sent: a part counts when all of it has.
+        """
+        while sent:
+            left, size = self._parts[0]
+            if sent < left:
+                self._parts[0] = left - sent, size
+                return
+            sent -= left
+            self.record.sent += size
+            self._parts.popleft()
 
     def isIdle(self) -> bool:
         """
         A record that has come in part is a line that has begun.
         """
-        return not self._hasFragment and super().isIdle()
+        return not (self._header or self._missing) and super().isIdle()
+
+    def shakeHands(self) -> None:
+        """
+        Go on with the handshake.
+
+        @raise ssl.SSLError: It waits for the peer, or has failed.
+        """
+        try:
+            self.tls.do_handshake()
+        finally:
+            self._send(self._outgoing.read(), 0)
 
     def _close(self) -> Exception | None:
         """
         Send close_notify. If the peer has not ended its own half yet, wait for that, but not for
         ever.
         """
-        try:
-            self.socket.unwrap()
-        except ssl.SSLWantWriteError:
-            self.poller.addWriter(self)
-            return None
-        except ssl.SSLError:
-            # It is sent; the peer's has not come yet, or something else has come.
-            pass
-        except OSError:
-            return CONNECTION_LOST
+        if not self._hasSaidGoodbye:
+            self._hasSaidGoodbye = True
+            # The peer's own has not come yet, or something else has come.
+            with suppress(ssl.SSLError):
+                self.tls.unwrap()
+            self._mayWriteNow = True
+            self._send(self._outgoing.read(), 0)
+            if self._buffer:
+                return None
+        if self._inputEnded:
+            self.record.ends(Ending.CLIENT_CLOSED)
         if self._inputEnded and not self.queued(FIONREAD):
             return CONNECTION_DONE
         self.sayFarewell()
@@ -212,16 +263,6 @@ class TLSTransport(Transport):
         self.disconnecting = True
         self.poller.addWriter(self)
 
-    def _broken(self, error: ssl.SSLError) -> None:
-        """
-        What the peer has sent can't be decrypted; OpenSSL has told it so by an alert.
-        """
-        self.record.ends(Ending.RESET)
-        self.connections.warnOfSource(
-            self.getPeer(), "TLS with {source} is broken: {reason}", reason=reasonOf(error)
-        )
-        self.sayFarewell()
-
 
 class Handshake(Stage):
     """
@@ -229,6 +270,7 @@ class Handshake(Stage):
     """
 
     timeout = HANDSHAKE_TIMEOUT
+    transport: TLSTransport
 
     def __init__(
         self,
@@ -237,6 +279,8 @@ class Handshake(Stage):
         done: Callable[[Transport], None],
     ) -> None:
         """
+        @param transport: A L{TLSTransport}.
+
         @param certificates: What we show.
 
         @param done: Is called with the transport when the handshake is over.
@@ -249,53 +293,68 @@ class Handshake(Stage):
         """
         Wait for the client's hello.
         """
-        transport = self.transport
-        try:
-            transport.setSocket(
-                self._context.wrap_socket(
-                    transport.socket, server_side=True, do_handshake_on_connect=False
-                )
-            )
-        except OSError:
-            # The client is gone already.
-            transport.connectionLost(LOST)
-            return
         super().begin()
+        self.transport.secure(self._context)
 
     def doRead(self) -> Exception | None:
         """
         Go on.
         """
         transport = self.transport
-        tls: Any = transport.socket
-        poller = transport.poller
         try:
-            transport.steps += 1
-            # A client that goes without a word is a health check.
-            self.begun = self.begun or transport.queued(FIONREAD) > 0
-            tls.do_handshake()
-            subject = _subject(tls.getpeercert() or {})
-        except ssl.SSLWantReadError:
-            poller.removeWriter(self)
-            poller.addReader(self)
-        except ssl.SSLWantWriteError:
-            poller.removeReader(self)
-            poller.addWriter(self)
-        except ssl.SSLError as error:
+            data = transport.receive()
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not data:
             if not self.begun:
+                # A client that goes without a word is a health check.
                 return CONNECTION_DONE
+            self._fail("the client has ended the connection")
+            return CONNECTION_DONE
+        self.begun = True
+        transport.steps += 1
+        transport.measure(data)
+        try:
+            transport.shakeHands()
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLError as error:
             self._fail(reasonOf(error))
             # OpenSSL has told the client by an alert, which it is to read.
             self.end()
             transport.sayFarewell()
-        except OSError:
-            return CONNECTION_LOST
-        else:
-            transport.record.tls = tls.version()
-            transport.record.subject = subject
-            self.end()
-            self._done(transport)
-        return None
+            return None
+        transport.record.tls = transport.tls.version()
+        transport.record.subject = _subjectOf(transport.tls)
+        self.end()
+        transport.goOnWriting()
+        self._done(transport)
+        return self._goOn()
+
+    def doWrite(self) -> Exception | None:
+        """
+        Send what the socket had not taken.
+        """
+        why = self.transport.doWrite()
+        if self.transport.stage is self and self.transport.isFlushed():
+            self.transport.poller.addReader(self)
+        return why
+
+    def _goOn(self) -> Exception | None:
+        """
+        The first lines may have come together with the end of the handshake: no event would tell.
+        """
+        transport = self.transport
+        if transport.protocol is None or not transport.hasMore():
+            return None
+        why = transport.decrypt(b"")
+        if why is CONNECTION_DONE:
+            # The poller would take it for the end of both halves.
+            transport.readConnectionLost(DONE)
+            return None
+        return why
 
     def late(self) -> None:
         """
@@ -327,11 +386,22 @@ Those of RFC 4514, section 3, by OpenSSL's names.
 """
 
 
+def _subjectOf(tls: ssl.SSLObject) -> str | None:
+    """
+    The subject of the peer's certificate; None if there is none, or Python can't read it.
+    """
+    try:
+        return _subject(tls.getpeercert() or {})
+    except ValueError:
+        # Some text in it is not what it says it is.
+        return None
+
+
 def _subject(certificate: Mapping[str, Any]) -> str | None:
     """
     The subject of a certificate, as RFC 4514 writes it: the last part first.
 
-    @param certificate: As C{SSLSocket.getpeercert} has it.
+    @param certificate: As C{SSLObject.getpeercert} has it.
     """
     parts = [
         "+".join(f"{_SHORT_NAMES.get(name, name)}={_escaped(value)}" for name, value in part)

@@ -117,19 +117,13 @@ class Transport:
 
         @param connections: Is told when the connection has ended.
         """
-        self.setSocket(accepted)
+        self.socket = accepted
+        # The poller asks for it several times in the life of a connection.
+        self.fileno = accepted.fileno
         self.record = record
         self.poller = poller
         self.connections = connections
         self._buffer = bytearray()
-
-    def setSocket(self, opened: socket.socket) -> None:
-        """
-        Speak by this socket from now on.
-        """
-        self.socket = opened
-        # The poller asks for it several times in the life of a connection.
-        self.fileno = opened.fileno
 
     def connect(self, protocol: IProtocol) -> None:
         """
@@ -251,9 +245,15 @@ class Transport:
             return None
         except OSError:
             return CONNECTION_LOST
-        self.record.sent += sent
+        self._count(sent)
         del self._buffer[:sent]
         return None
+
+    def _count(self, sent: int) -> None:
+        """
+        So much of what had waited has been sent.
+        """
+        self.record.sent += sent
 
     # What the protocol needs.
 
@@ -311,6 +311,19 @@ class Transport:
                 self._wait()
             elif not self._isCorked:
                 self._mayWriteNow = self.producer is None or self.streamingProducer
+
+    def isFlushed(self) -> bool:
+        """
+        Does nothing wait to be sent?
+        """
+        return not self._buffer
+
+    def goOnWriting(self) -> None:
+        """
+        Send what has waited since before this was watched.
+        """
+        if self._buffer:
+            self.poller.addWriter(self)
 
     def _wait(self) -> None:
         """
@@ -576,6 +589,7 @@ class Transport:
         """
         Nothing more is sent: end our half, and wait for the peer to end its own.
         """
+        self.record.ends(Ending.CLIENT_CLOSED)
         self.disconnecting = True
         self._outputEnded = True
         self._mayWriteNow = False

@@ -154,6 +154,37 @@ class Guest:
         self.peer.close()
 
 
+class Watched:
+    """
+    The socket of a guest: what is sent is known, and it may take nothing for a while.
+
+    @ivar sends: How many bytes each send has taken.
+
+    @ivar refusals: How many sends are still to be refused.
+    """
+
+    def __init__(self, guest: Guest) -> None:
+        transport: Any = guest.transport
+        self._opened = transport.socket
+        self.sends: list[int] = []
+        self.refusals = 0
+        transport.socket = self
+
+    def send(self, data: Any) -> int:
+        """
+        Send, or refuse to.
+        """
+        if self.refusals:
+            self.refusals -= 1
+            raise BlockingIOError
+        sent: int = self._opened.send(data)
+        self.sends.append(sent)
+        return sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+
 class KnownConnections(Connections):
     """
     Connections of which the last one that was accepted is known, be it refused at once.

@@ -26,7 +26,7 @@ from kvserver.protocol import EchoProtocol
 from kvserver.record import Ending
 from kvserver.served import load, unitOf
 from kvserver.transport import CORK_SIZE
-from tests.house import PLENTY, Guest, House, isReadable
+from tests.house import PLENTY, Guest, House, Watched, isReadable
 
 
 class Shouting(LineReceiver):
@@ -252,33 +252,12 @@ def test_fewSegments(served: Callable[..., House]) -> None:
     """
     house = served(Shouting)
     guest = house.enter()
-    sends: list[int] = []
-    guest.transport.socket = Counting(guest.transport.socket, sends)  # type: ignore[assignment]
+    sends = Watched(guest).sends
     guest.peer.sendall(b"hello\nis it me\n" * 50)
     house.turn()
     assert guest.peer.recv(10_000) == b"HELLO\nIS IT ME\n" * 50
     assert len(sends) == 2
     assert sum(sends) == 15 * 50
-
-
-class Counting:
-    """
-    A socket of which the sends are counted.
-    """
-
-    def __init__(self, opened: socket.socket, sends: list[int]) -> None:
-        self._opened = opened
-        self._sends = sends
-
-    def send(self, data: Any) -> int:
-        """
-        Send, and count.
-        """
-        self._sends.append(len(data))
-        return self._opened.send(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._opened, name)
 
 
 def test_corkHasAnEnd(served: Callable[..., House]) -> None:

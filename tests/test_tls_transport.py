@@ -23,9 +23,9 @@ from kvserver.connections import Limits
 from kvserver.record import Ending
 from kvserver.route import Route
 from kvserver.stage import CLOSE_TIMEOUT
-from kvserver.tls import HANDSHAKE_TIMEOUT
+from kvserver.tls import HANDSHAKE_TIMEOUT, TLSTransport
 from tests.clients import LINES
-from tests.house import Guest, House, RecorderFactory
+from tests.house import Guest, House, RecorderFactory, Watched
 from tests.wires import Authority
 
 RECORD = b"x" * (16 * 1024 - 1) + b"\n"
@@ -276,24 +276,6 @@ def recording(certificates: Certificates, context: ssl.SSLContext) -> Iterator[T
     house.close()
 
 
-class Sends:
-    """
-    Counts how often TLS sends for a connection.
-
-    @ivar count: How often it has taken something.
-    """
-
-    def __init__(self, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        self._send: Callable[[Any], int] = guest.transport.socket.send
-        monkeypatch.setattr(guest.transport.socket, "send", self._counted)
-
-    def _counted(self, data: Any) -> int:
-        sent = self._send(data)
-        self.count += 1
-        return sent
-
-
 # A record, cut anywhere.
 
 
@@ -390,20 +372,20 @@ def test_recordsCutAnywhere(house: TLSHouse) -> None:
 # What comes at once.
 
 
-def test_severalRecords(house: TLSHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_severalRecords(house: TLSHouse) -> None:
     """
     What comes in one segment is answered with one send, however many records it is.
     """
     visitor = house.visit()
-    sends = Sends(visitor.guest, monkeypatch)
+    sends = Watched(visitor.guest).sends
     for count in 1, 2, 10, 100:
         lines = [b"%d\n" % number for number in range(count)]
         visitor.peer.sendall(visitor.encrypt(*lines))
         house.turn()
         assert visitor.read() == b"".join(lines)
         visitor.received.clear()
-        assert sends.count == 1
-        sends.count = 0
+        assert len(sends) == 1
+        sends.clear()
 
 
 def test_severalRecordsAtOnce(recording: TLSHouse) -> None:
@@ -782,7 +764,8 @@ def test_countersAtTheEnd(house: TLSHouse, abort: bool) -> None:
     visitor.stick(LINES[:100_000])
     unfinished = len(visitor.guest.transport.protocol._unfinished)  # type: ignore[union-attr]
     before = house.connections.counts()
-    waiting = len(visitor.guest.transport._buffer)
+    assert isinstance(visitor.guest.transport, TLSTransport)
+    waiting = sum(size for _, size in visitor.guest.transport._parts)
     assert before[1] == before[2] + waiting + unfinished
     if abort:
         visitor.guest.transport.abortConnection()
@@ -794,124 +777,52 @@ def test_countersAtTheEnd(house: TLSHouse, abort: bool) -> None:
     assert house.connections.counts() == before
 
 
-# Reading that wants to write, and writing that wants to read.
+# A socket that takes nothing.
 
 
-def once(monkeypatch: pytest.MonkeyPatch, guest: Guest, name: str, error: OSError) -> None:
+def test_writeRefused(house: TLSHouse) -> None:
     """
-    Let the next call of this method of the connection's socket fail.
-    """
-    real = getattr(guest.transport.socket, name)
-
-    def fail(*arguments: Any) -> Any:
-        monkeypatch.setattr(guest.transport.socket, name, real)
-        raise error
-
-    monkeypatch.setattr(guest.transport.socket, name, fail)
-
-
-def test_readWantsWrite(house: TLSHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Reading may have to wait until something can be written.
+    What the socket does not take at first is sent when it does.
     """
     visitor = house.visit()
-    transport = visitor.guest.transport
+    opened = Watched(visitor.guest)
     for number in range(3):
-        once(monkeypatch, visitor.guest, "recv", ssl.SSLWantWriteError())
+        opened.refusals = 1
         line = b"%d\n" % number
-        visitor.peer.sendall(visitor.encrypt(line))
-        house.settle()
-        assert visitor.read() == line
-        visitor.received.clear()
-        assert house.poller.getReaders() == [transport]
+        assert visitor.ask(line) == line
+        assert house.poller.getReaders() == [visitor.guest.transport]
         assert house.poller.getWriters() == []
+    assert visitor.guest.record.sent == 6
 
 
 @pytest.mark.parametrize("notify", [True, False])
-def test_lastReadWantsWrite(house: TLSHouse, monkeypatch: pytest.MonkeyPatch, notify: bool) -> None:
+def test_closeRefused(house: TLSHouse, notify: bool) -> None:
     """
-    Also the last read.
+    Also close_notify, and what comes before it.
     """
-    visitor = house.visit()
-    visitor.ask(b"is it", b" me")
-    once(monkeypatch, visitor.guest, "recv", ssl.SSLWantWriteError())
-    if notify:
-        visitor.peer.sendall(visitor.closeNotify())
-    else:
-        visitor.peer.shutdown(socket.SHUT_WR)
-    house.settle()
-    assert visitor.read() == b"is it me"
-    assert visitor.ended
-    assert visitor.closed
-    assert [record.ending for record in house.ended] == [Ending.CLIENT_CLOSED]
-
-
-def test_writeWantsRead(house: TLSHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Writing may have to wait until something has come, and is gone on with then.
-    """
-    visitor = house.visit()
-    transport = visitor.guest.transport
-    chunk = LINES[: 1 << 16]
-    count = visitor.stick(chunk)
-    once(monkeypatch, visitor.guest, "send", ssl.SSLWantReadError())
-    visitor.read()
-    house.turn()
-    assert house.poller.getReaders() == [transport]
-    assert house.poller.getWriters() == []
-    if not visitor._rest:
-        visitor._rest = visitor.encrypt(chunk)
-        count += 1
-    visitor.finish()
-    last = (chunk * count).rfind(b"\n") + 1
-    assert visitor.readAll(last) == (chunk * count)[:last]
-
-
-@pytest.mark.parametrize("error", [ssl.SSLWantReadError(), ssl.SSLWantWriteError()])
-def test_writeWants(house: TLSHouse, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
-    """
-    Also the first write of a line may want either.
-    """
-    visitor = house.visit()
-    once(monkeypatch, visitor.guest, "send", error)
-    assert visitor.ask(b"hello\n") == b"hello\n"
-    assert visitor.ask(b"hello\n") == b"hello\n"
-    assert house.poller.getReaders() == [visitor.guest.transport]
-
-
-@pytest.mark.parametrize("notify", [True, False])
-def test_closeWantsWrite(house: TLSHouse, monkeypatch: pytest.MonkeyPatch, notify: bool) -> None:
-    """
-    The kernel may have no room for our close_notify: it goes out when there is some, and until then
-    nothing is done over and over.
-    """
-    visitor = house.visit()
-    opened = visitor.guest.transport.socket
-    real = opened.unwrap
-
-    def full() -> Any:
-        # Past TLS: what the peer makes of it is no matter.
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                socket.socket.send(opened, bytes(1 << 10))
-        monkeypatch.setattr(opened, "unwrap", real)
-        raise ssl.SSLWantWriteError
-
-    monkeypatch.setattr(opened, "unwrap", full)
-    if notify:
-        visitor.peer.sendall(visitor.closeNotify())
-    else:
-        visitor.peer.shutdown(socket.SHUT_WR)
-    house.settle()
-    assert len(house.connections) == 1
-    visitor.peer.setblocking(False)
-    came = bytearray()
-    while len(house.connections):
-        with contextlib.suppress(BlockingIOError):
-            came += visitor.peer.recv(1 << 16)
+    for refusals in 1, 2:
+        visitor = house.visit()
+        visitor.ask(b"is it", b" me")
+        Watched(visitor.guest).refusals = refusals
+        if notify:
+            visitor.peer.sendall(visitor.closeNotify())
+        else:
+            visitor.peer.shutdown(socket.SHUT_WR)
         house.settle()
-    came += visitor.peer.recv(1 << 16)
-    assert came.strip(b"\0")
+        assert visitor.read() == b"is it me"
+        assert visitor.ended
+        assert visitor.closed
+        assert house.ended[-1].ending is Ending.CLIENT_CLOSED
+
+
+def test_handshakeRefused(house: TLSHouse) -> None:
+    """
+    Also our part of the handshake.
+    """
+    visitor = Visitor(house)
+    Watched(visitor.guest).refusals = 2
+    visitor.shakeHands()
+    assert visitor.ask(b"hello\n") == b"hello\n"
 
 
 # The drain, and time-outs.
