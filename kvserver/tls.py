@@ -32,6 +32,12 @@ SEAL_SIZE = 64 * 1024
 How many bytes are encrypted at once, at most, and counted together when they have been sent.
 """
 
+RECORD_SIZE = 8 * 1024
+"""
+How many bytes we put into one record, at most: half of what TLS allows. Of a longer one ncat (7.93)
+reads 8 KiB, and looks for the rest only when more comes.
+"""
+
 HEADER_SIZE = 5
 """
 The size of the header of a record, of which the last two bytes are the length of the rest (RFC
@@ -182,7 +188,12 @@ class TLSTransport(Transport):
             for begin in range(0, len(data), SEAL_SIZE):
                 self.write(view[begin : begin + SEAL_SIZE])  # type: ignore[arg-type]
         elif data and not (self.disconnected or self._outputEnded or self._aborting):
-            self.tls.write(data)
+            if len(data) <= RECORD_SIZE:
+                self.tls.write(data)
+            else:
+                view = memoryview(data)
+                for begin in range(0, len(data), RECORD_SIZE):
+                    self.tls.write(view[begin : begin + RECORD_SIZE])
             self._send(self._outgoing.read(), len(data))
 
     def _send(self, sealed: bytes, size: int) -> None:

@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.daemon import Daemon
 from tests.house import House, RecorderFactory
 from tests.wires import Authority
+
+# How long an example takes is the machine's affair: others run beside it.
+settings.register_profile("kvserver", deadline=None)
+settings.load_profile("kvserver")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ HAProxy in front of two daemons, one of which is killed and comes back.
 """
 
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients import LINES, Stream, ask, connect, exchange, program
-from tests.daemon import PATIENCE, Daemon, waitFor
+from tests.daemon import PATIENCE, Daemon, quietPort, waitFor
 from tests.wires import Authority, TLSClient
 
 WAYS = {
@@ -22,20 +21,11 @@ WAYS = {
     "send-proxy": ("proxy:tcp", "check send-proxy"),
     "send-proxy-v2": ("proxy:tcp", "check send-proxy-v2"),
     "tls": ("proxy:tls:tcp", "check send-proxy-v2"),
+    "to tls": ("tls:tcp", "check ssl verify required verifyhost localhost ca-file {authority}"),
 }
 """
 What HAProxy is told of its servers in each set-up, and what these have to listen on for it.
 """
-
-
-def freePort() -> int:
-    """
-    A port that is free now.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 class Site:
@@ -52,9 +42,9 @@ class Site:
         self._folder = folder
         self._stack = stack
         self._identity = authority.issue("localhost")
-        self._servers = [{way: freePort() for way in WAYS} for _ in range(2)]
-        self._plain = [freePort() for _ in range(2)]
-        self.ports = {way: freePort() for way in WAYS}
+        self._servers = [{way: quietPort() for way in WAYS} for _ in range(2)]
+        self._plain = [quietPort() for _ in range(2)]
+        self.ports = {way: quietPort() for way in WAYS}
         self.daemons = [self._start(number) for number in range(2)]
         lines = [
             "defaults",
@@ -66,10 +56,11 @@ class Site:
             "  retries 3",
         ]
         for way, (_, settings) in WAYS.items():
-            lines += [f"listen {way}", f"  bind 127.0.0.1:{self.ports[way]}"]
+            lines += [f"listen {way.replace(' ', '-')}", f"  bind 127.0.0.1:{self.ports[way]}"]
             for number, servers in enumerate(self._servers):
                 at = f"127.0.0.1:{servers[way]}"
-                lines.append(f"  server s{number} {at} {settings} inter 100ms fall 2 rise 1")
+                told = settings.format(authority=authority.certificate)
+                lines.append(f"  server s{number} {at} {told} inter 100ms fall 2 rise 1")
         (folder / "haproxy.cfg").write_text("\n".join(lines) + "\n")
         log = stack.enter_context((folder / "haproxy.log").open("wb"))
         process = subprocess.Popen(

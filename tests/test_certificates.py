@@ -290,12 +290,12 @@ def test_wrongKeyOfAnyKind(authority: Authority, right: str, wrong: str) -> None
     def issue(name: str, kind: str) -> Identity:
         if kind == "pss":
             return authority.issuePSS(name)
-        make: Callable[[], PrivateKey] = {
+        makes: dict[str, Callable[[], PrivateKey]] = {
             "rsa": rsaKey,
             "ec": ecKey,
             "ed25519": ed25519.Ed25519PrivateKey.generate,
-        }[kind]
-        return authority.issue(name, key=make())
+        }
+        return authority.issue(name, key=makes[kind]())
 
     certificate, _ = issue("one", right)
     _, key = issue("other", wrong)

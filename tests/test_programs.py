@@ -1,7 +1,8 @@
 """
-What people type: telnet, nc, ncat, socat, openssl, curl, systemd-socket-activate.
+What people type: telnet, nc, ncat, socat, openssl, curl, Go, systemd-socket-activate.
 """
 
+import json
 import os
 import pty
 import signal
@@ -150,28 +151,149 @@ def converse(command: list[str], text: bytes) -> bytes:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout
-        writer = threading.Thread(target=process.stdin.write, args=(text,))
-        writer.start()
+        writer = threading.Thread(target=process.stdin.write, args=(text,), daemon=True)
+        late = threading.Timer(PATIENCE, process.kill)
+        for thread in writer, late:
+            thread.start()
         printed = process.stdout.read(len(text))
-        writer.join()
+        late.cancel()
         process.kill()
     return printed
 
 
-def test_opensslClient(tls: Daemon, authority: Authority) -> None:
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_opensslClient(tls: Daemon, authority: Authority, version: str) -> None:
     """
     OpenSSL's own client.
     """
-    command = [program("openssl"), "s_client", "-quiet", "-verify_return_error"]
+    command = [program("openssl"), "s_client", "-quiet", "-verify_return_error", version]
     trust = ["-CAfile", str(authority.certificate), "-verify_quiet"]
     assert converse([*command, *trust, "-connect", f"127.0.0.1:{tls.listening[1]}"], LINES) == LINES
 
 
+class Session:
+    """
+    A person at OpenSSL's client, which takes some letters at the begin of a line for commands.
+
+    @ivar process: It.
+    """
+
+    def __init__(self, folder: Path, port: str, *more: str) -> None:
+        """
+        @param folder: Takes what it prints.
+
+        @param more: What else it is told.
+        """
+        self._screen = folder / "screen"
+        command = [program("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", *more]
+        with self._screen.open("wb") as screen:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=screen, stderr=screen
+            )
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self.process:
+            self.process.kill()
+
+    def types(self, text: str) -> None:
+        """
+        Type a line.
+        """
+        assert self.process.stdin
+        self.process.stdin.write(text.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def sees(self, text: str, times: int = 1) -> None:
+        """
+        Wait until this has been printed so many times.
+        """
+        waitFor(
+            lambda: self._screen.read_text("latin-1").count(text) >= times,
+            f"{text!r} on the screen",
+        )
+
+    def says(self, text: str) -> None:
+        """
+        Type a line, and see it come back.
+        """
+        self.types(text)
+        # Before it may stand what is half of something else.
+        self.sees(f"{text}\n")
+
+    def quits(self) -> None:
+        """
+        Quit.
+        """
+        self.types("Q")
+        assert self.process.wait(PATIENCE) == 0
+
+
+def test_keyUpdate(tls: Daemon, tmp_path: Path) -> None:
+    """
+    A client may change its key, and ask us to change ours, as often as it likes.
+    """
+    with Session(tmp_path, tls.listening[1], "-tls1_3") as session:
+        session.says("hello")
+        for number in range(10):
+            # A command must be all that is read at once.
+            session.types("kK"[number % 2])
+            session.sees("KEYUPDATE", number + 1)
+            session.says(f"{number}: hello")
+        session.quits()
+    assert tls.logs("is broken") == tls.logs("Traceback") == 0
+
+
+def test_renegotiation(tls: Daemon, tmp_path: Path) -> None:
+    """
+    A client of TLS 1.2 that wants to shake hands again is refused: it is told so, and may go on, or
+    go.
+    """
+    with Session(tmp_path, tls.listening[1], "-tls1_2") as session:
+        session.says("hello")
+        session.types("R")
+        session.sees("no renegotiation")
+        session.process.wait(PATIENCE)
+    assert tls.logs("Traceback") == tls.logs("#error") == tls.logs("#critical") == 0
+    waitFor(lambda: tls.descriptors() == tls.idleDescriptors, "it has left")
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_resumption(tmp_path: Path, authority: Authority, version: str, mutual: bool) -> None:
+    """
+    A session is resumed, also one of a client with a certificate: whose it is stays known.
+    """
+    certificate, key = authority.issue("localhost")
+    options = [f"--tls-certificate={certificate}", f"--tls-private-key={key}"]
+    more = [version]
+    if mutual:
+        certificate, key = authority.issue("somebody")
+        options += [f"--tls-client-ca={authority.certificate}"]
+        more += ["-cert", str(certificate), "-key", str(key)]
+    log = tmp_path / "access.log"
+    options += ["--listen", "tcp:0", "--listen", "tls:tcp:0", f"--access-log={log}"]
+    kept = str(tmp_path / "session")
+    with Daemon(tmp_path, *options) as daemon:
+        for state, where in ("New", "-sess_out"), ("Reused", "-sess_in"), ("Reused", "-sess_in"):
+            with Session(tmp_path, daemon.listening[1], *more, where, kept) as session:
+                session.says("hello")
+                session.sees(f"{state}, TLSv1.")
+                session.quits()
+        waitFor(lambda: daemon.descriptors() == daemon.idleDescriptors, "all have left")
+    subjects = [json.loads(line)["subject"] for line in log.read_text().splitlines()]
+    assert subjects[1:] == ["CN=somebody" if mutual else None] * 3
+
+
 def test_ncatTLS(tls: Daemon) -> None:
     """
-    Nmap's netcat with TLS.
+    Nmap's netcat with TLS, which of a record of more than 8 KiB leaves the rest in OpenSSL until
+    more comes.
     """
-    assert converse([program("ncat"), "--ssl", "127.0.0.1", tls.listening[1]], LINES) == LINES
+    for _ in range(5):
+        assert converse([program("ncat"), "--ssl", "127.0.0.1", tls.listening[1]], LINES) == LINES
 
 
 def test_socatTLS(tls: Daemon, authority: Authority) -> None:
@@ -180,6 +302,35 @@ def test_socatTLS(tls: Daemon, authority: Authority) -> None:
     """
     address = f"OPENSSL:localhost:{tls.listening[1]},cafile={authority.certificate},pf=ip4"
     assert run([program("socat"), "-t", str(PATIENCE), "-", address], LINES) == LINES
+
+
+def test_curlTLS(tls: Daemon, authority: Authority) -> None:
+    """
+    curl, which takes its request that comes back for an answer of HTTP/0.9.
+    """
+    url = f"https://localhost:{tls.listening[1]}/"
+    command = [program("curl"), "--silent", "--no-buffer", "--ipv4", "--http0.9", "--http1.1"]
+    command += ["--cacert", str(authority.certificate), url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        try:
+            assert process.stdout.readline() == b"GET / HTTP/1.1\r\n"
+            while process.stdout.readline() != b"\r\n":
+                pass
+        finally:
+            process.kill()
+
+
+def test_go(tls: Daemon, authority: Authority, tmp_path: Path) -> None:
+    """
+    A client in Go, which says close_notify and reads on: 20 times of 20 all comes back.
+    """
+    client = str(tmp_path / "client")
+    source = str(Path(__file__).parent / "client.go")
+    subprocess.run([program("go"), "build", "-o", client, source], cwd=tmp_path, check=True)
+    command = [client, f"127.0.0.1:{tls.listening[1]}", str(authority.certificate), "100000"]
+    for _ in range(20):
+        assert run(command, b"") == b"all came back\n"
 
 
 def test_curl(daemon: Daemon) -> None:

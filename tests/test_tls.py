@@ -2,10 +2,17 @@
 TLS, by the real daemon: who gets in, who is told why not, and what happens to who is silent.
 """
 
+import contextlib
+import fcntl
+import os
+import pty
 import select
 import signal
 import socket
 import ssl
+import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -14,10 +21,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import LINES, Sender, ask, connect, manyDescriptors, receive
-from tests.daemon import PATIENCE, TWISTD, Daemon, environment, waitFor
+from tests.clients import (
+    LINES,
+    Sender,
+    ask,
+    connect,
+    exchange,
+    manyDescriptors,
+    receive,
+    silent,
+)
+from tests.daemon import PATIENCE, TWISTD, Daemon, environment, quietPort, waitFor
+from tests.test_operation import samples
 from tests.test_twistd import run
-from tests.wires import Authority, TLSClient
+from tests.wires import Authority, TLSClient, ecKey, pem
 
 
 def options(certificate: Path, key: Path, *more: str) -> list[str]:
@@ -154,6 +171,18 @@ def test_endWithoutCloseNotify(daemon: Daemon, authority: Authority) -> None:
             sender.join()
 
 
+def test_tls12(daemon: Daemon, authority: Authority) -> None:
+    """
+    With TLS 1.2 nothing is lost at the end, either.
+    """
+    context = authority.client()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    text = LINES + b"the end"
+    for _ in range(20):
+        with open_(daemon, context) as client:
+            assert exchange(client, [text]) == text
+
+
 def test_echoReadLate(daemon: Daemon, authority: Authority) -> None:
     """
     A client that has said close_notify may take its time to read its echo.
@@ -223,6 +252,128 @@ def test_stalledHandshakes(daemon: Daemon, authority: Authority) -> None:
         assert min(lived) >= 10
         assert max(lived) < 13
     assert daemon.logs("TLS handshake with 127.0.0.1 failed: not done within 10 s") == 1
+
+
+def test_stalledCostNothing(daemon: Daemon, authority: Authority) -> None:
+    """
+    1,000 handshakes and 1,000 records that have come in part cost no CPU.
+    """
+    with manyDescriptors(6_000), ExitStack() as stack:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        hello = authority.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            hello.do_handshake()
+        flight = outgoing.read()
+        for _ in range(1_000):
+            client = stack.enter_context(open_(daemon, authority.client()))
+            with client._engine:
+                client.tls.write(b"hello\n")
+                encrypted = client._outgoing.read()
+            client.raw.sendall(encrypted[:-1])
+        for _ in range(1_000):
+            raw = stack.enter_context(connect(int(daemon.listening[1])))
+            raw.sendall(flight[:-1])
+        waitFor(lambda: daemon.descriptors() == daemon.idleDescriptors + 2_000, "all are connected")
+        with open_(daemon, authority.client()) as other:
+            assert ask(other, b"hello\n") == b"hello\n"
+        begin, before = time.monotonic(), daemon.cpu()
+        time.sleep(2)
+        assert daemon.cpu() - before < 0.05 * 1e9 * (time.monotonic() - begin)
+
+
+def test_handshakeDuringDrain(daemon: Daemon, authority: Authority) -> None:
+    """
+    TERM in the middle of a handshake: it may end, and is served.
+    """
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = authority.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    flight = outgoing.read()
+    with connect(int(daemon.listening[1])) as raw:
+        raw.sendall(flight[:100])
+        waitFor(lambda: daemon.descriptors() > daemon.idleDescriptors, "it is accepted")
+        time.sleep(0.5)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.waitForLog("Draining 1 connections")
+        assert silent(raw, 1)
+        raw.sendall(flight[100:])
+        while True:
+            incoming.write(raw.recv(1 << 16))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+                break
+        tls.write(b"hello\n")
+        raw.sendall(outgoing.read())
+        received = b""
+        while chunk := raw.recv(1 << 16):
+            incoming.write(chunk)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                received += tls.read()
+        assert received == b"hello\n"
+    assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
+    assert daemon.logs("aborted") == 0
+
+
+def test_recordDuringDrain(daemon: Daemon, authority: Authority) -> None:
+    """
+    TERM in the middle of a record: the rest may take its time.
+    """
+    with open_(daemon, authority.client()) as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+        with client._engine:
+            client.tls.write(b"is it me\n")
+            encrypted = client._outgoing.read()
+        client.raw.sendall(encrypted[:10])
+        time.sleep(0.5)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.waitForLog("Draining 1 connections")
+        assert silent(client.raw, 1)
+        client.raw.sendall(encrypted[10:])
+        assert receive(client, 100) == b"is it me\n"
+    assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
+    assert daemon.logs("aborted") == 0
+
+
+def test_metrics(tmp_path: Path, authority: Authority) -> None:
+    """
+    The metrics have the end of validity, also of what is loaded later. What they count never goes
+    down, also for a client with short lines that reads slowly.
+    """
+    expiry = "kvserver_tls_certificate_expiry_timestamp_seconds"
+    names = [f"kvserver_{name}_total" for name in ("lines", "received_bytes", "sent_bytes")]
+    port = quietPort()
+    identity = authority.issue("measured", days=30)
+    with Daemon(tmp_path, *options(*identity), f"--metrics=tcp:{port}") as daemon:
+        with open_(daemon, authority.client()) as client:
+            count = 300_000
+            sender = Sender(client, [b"x\n" * 500] * (count // 500))
+            waitFor(sender.isStuck, "the daemon reads no more")
+            before = dict.fromkeys(names, 0.0)
+            came = 0
+            while came < 2 * count:
+                now = samples(port)
+                assert all(now[name] >= before[name] for name in names), (before, now)
+                assert now[names[2]] <= now[names[1]] <= 2 * count + len(b"hello\n")
+                before = now
+                came += len(receive(client, min(50_000, 2 * count - came)))
+            assert abs(before[expiry] - time.time() - 30 * 86_400) < 60
+        waitFor(lambda: samples(port)["kvserver_connections"] == 0, "it has left")
+        now = samples(port)
+        assert [now[name] for name in names] == [count + 1, 2 * count + 6, 2 * count + 6]
+        authority.issue("measured", days=60)
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.waitForLog("The certificates have been loaded again")
+        assert abs(samples(port)[expiry] - time.time() - 60 * 86_400) < 60
+
+
+def test_noExpiryWithoutTLS(tmp_path: Path) -> None:
+    """
+    Without TLS there is no such metric.
+    """
+    port = quietPort()
+    with Daemon(tmp_path, "--port=0", f"--metrics=tcp:{port}"):
+        assert not [name for name in samples(port) if "tls" in name]
 
 
 def serial(client: TLSClient) -> object:
@@ -317,3 +468,72 @@ def test_wrongFiles(tmp_path: Path, authority: Authority, identity: tuple[Path, 
         assert done.returncode == 1
         assert done.stdout.startswith(f"kvserver: {line}")
         assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("which", ["key", "certificate", "clients"])
+def test_passphraseAtTerminal(tmp_path: Path, authority: Authority, which: str) -> None:
+    """
+    Nobody is asked for a passphrase, also if there is somebody at a terminal: there is a line, and
+    an end.
+    """
+    key = ecKey()
+    certificate, keyFile = authority.issue("one", key=key)
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(authority.certificate.read_bytes())
+    encrypted = (
+        b"Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00112233445566778899AABBCCDDEEFF\n\n"
+    )
+    if which == "key":
+        keyFile.write_bytes(pem(key, b"secret"))
+    else:
+        path = certificate if which == "certificate" else trusted
+        first, rest = path.read_bytes().split(b"\n", 1)
+        path.write_bytes(first + b"\n" + encrypted + rest)
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [
+            *(TWISTD, "-n", "--pidfile=", "kvserver"),
+            *options(certificate, keyFile, f"--tls-client-ca={trusted}"),
+        ],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+        # It is the terminal that /dev/tty is.
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(end)
+    try:
+        assert process.wait(PATIENCE) == 1
+        screen = os.read(terminal, 1 << 16).decode()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    assert screen.startswith("kvserver: --tls-")
+    assert screen.count("\n") == 1
+
+
+BLOCKED = ("OpenSSL", "cryptography", "service_identity", "cffi", "idna")
+"""
+What Twisted needs for TLS, and we do not.
+"""
+
+
+def test_standardLibrary(tmp_path: Path, authority: Authority, identity: tuple[Path, Path]) -> None:
+    """
+    TLS needs nothing that is not Python's own.
+    """
+    blocks = "".join(f"sys.modules[{name!r}] = None\n" for name in BLOCKED)
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\n{blocks}")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    env = environment(PYTHONPATH=path)
+    imported = run(tmp_path, sys.executable, "-c", "import OpenSSL", env=env)
+    assert "ModuleNotFoundError" in imported.stdout
+    trusted = f"--tls-client-ca={authority.certificate}"
+    with Daemon(tmp_path, *options(*identity, trusted), env=env) as daemon:
+        with open_(daemon, authority.client(authority.issue("client"))) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+        assert daemon.logs("Traceback") == 0
