@@ -51,7 +51,7 @@ Environment=PIP_NO_INDEX=1 PIP_FIND_LINKS={WHEELS} PIP_DISABLE_PIP_VERSION_CHECK
 Environment=KVSERVER_REQUIRE_PROGRAMS=1
 StandardOutput=append:/srv/output
 StandardError=inherit
-ExecStart={sys.executable} -m pytest -p no:cacheprovider --durations=5 tests/systemd/units.py
+ExecStart={sys.executable} -m pytest -n 0 -p no:cacheprovider --durations=5 tests/systemd/units.py
 ExecStartPost=/usr/bin/touch /srv/passed
 ExecStopPost=/bin/sh -c '[ -e /srv/passed ] || journalctl --no-pager --lines=200'
 """
