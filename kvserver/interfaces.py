@@ -3,6 +3,8 @@ What a protocol that is served here may say besides, and what a Twisted C{IProto
 Both are optional.
 """
 
+import socket
+
 from zope.interface import Attribute, Interface
 
 
@@ -41,3 +43,31 @@ class ICountsWork(Interface):
     )
 
     count = Attribute("How many of them, so far: an C{int} that never falls.")
+
+
+class IBinding(Interface):
+    """
+    What a listener listens on. C{str()} says where that is, for people.
+    """
+
+    def listen() -> socket.socket:
+        """
+        Make a socket that listens, and does not block.
+
+        @raise CannotListenError: The address can't be had. Says where, and why.
+        """
+
+    def isBound() -> bool:
+        """
+        Do clients still get to this socket by its address?
+        """
+
+    def unbind() -> None:
+        """
+        The socket is not listened on any more: remove what would outlive it.
+        """
+
+    def conflictsWith(other: object) -> bool:
+        """
+        Is it impossible to listen on both?
+        """

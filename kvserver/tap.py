@@ -1,14 +1,11 @@
 """
-The command line, and the assembly of the service tree.
+The command line of the plugin, where C{twistd} looks for it.
 """
 
 import os
 import platform
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import replace
-from ipaddress import ip_network
 from typing import Any, ClassVar, NoReturn
 
 import twisted
@@ -17,20 +14,11 @@ from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from kvserver import __version__
-from kvserver.accesslog import ToFile, ToLog
-from kvserver.address import TCP, Address, parse, parseInterface
-from kvserver.certificates import BadCertificate, Certificates
-from kvserver.connections import Connections, Limits, mostConnections
-from kvserver.listener import Listener
-from kvserver.notify import Notifier, takeManager
-from kvserver.poller import Poller
-from kvserver.process import Signals, fail, keepTime
-from kvserver.route import Route
-from kvserver.served import load, unitOf
-from kvserver.supervisor import ChildSpec, RestartIntensity, Supervisor
-from kvserver.wire import Wire, parseWire
-
-DEFAULT_PORT = "4040"
+from kvserver.configuration import DEFAULT_PORT, Configuration, configure
+from kvserver.operations.notify import forgetEnvironment
+from kvserver.supervision.process import useMonotonicClock
+from kvserver.supervision.supervisor import Supervisor
+from kvserver.tree import assemble
 
 
 class Options(UsageOptions):
@@ -139,7 +127,8 @@ Examples:
   telnet 127.0.0.1 4040                     talk to it
 """
 
-    served: ClassVar[str] = "kvserver.factory.EchoFactory"
+    configuration: Configuration
+    served: ClassVar[str] = "kvserver.echo.factory.EchoFactory"
     """
     What is served without C{--protocol}. A plugin of one's own names its own here.
     """
@@ -185,12 +174,7 @@ Examples:
         """
         An address or network that may send a PROXY header. May be repeated. [default: loopback]
         """
-        try:
-            self["proxy-trusted"].append(ip_network(network))
-        except ValueError:
-            raise UsageError(
-                f"--proxy-trusted: {network!r} is not an address or network, as 192.0.2.0/24"
-            ) from None
+        self["proxy-trusted"].append(network)
 
     def opt_version(self) -> NoReturn:
         """
@@ -211,265 +195,29 @@ Examples:
 
     def postOptions(self) -> None:
         """
-        Check each value, and make it what the tree is built from.
+        Check each value.
 
-        @raise UsageError: A value is wrong. Says which, and what is accepted.
+        @raise UsageError: A value is wrong. Names the option and the value, and says what is
+            accepted.
         """
-        try:
-            self["factory"] = load(self["protocol"] or self.served)
-        except ValueError as error:
-            raise UsageError(f"--protocol: {error}") from None
-        self["wires"] = self._wires()
-        layers = {layer for wire in self["wires"] for layer in wire.layers}
-        for option in "tls-certificate", "tls-private-key", "tls-client-ca", "proxy-trusted":
-            layer, _, _ = option.partition("-")
-            if self[option] and layer not in layers:
-                raise UsageError(f"--{option}: there is no --listen with {layer}: before it")
-        self["certificates"] = self._certificates() if "tls" in layers else None
-        self["proxy-trusted"] = tuple(self["proxy-trusted"]) or LOOPBACK
-        most = mostConnections()
-        connections = "a number of connections that the hard limit of file descriptors allows,"
-        for option, kind, least, greatest in (
-            ("max-connections", connections, 0, most),
-            ("max-connections-per-source", connections, 0, most),
-            ("idle-timeout", "a number of seconds", 0, _SECONDS),
-            ("write-timeout", "a number of seconds", 1, _SECONDS),
-            ("drain-timeout", "a number of seconds", 1, _SECONDS),
-        ):
-            self[option] = _number(f"--{option}", self[option], kind, least, greatest)
-        self["metrics-address"] = self._metricsAddress()
-        self["access-log"] = self._accessLog()
-        try:
-            self["manager"] = takeManager(os.environ)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-
-    def _wires(self) -> list[Wire]:
-        """
-        All that is to be listened on.
-        """
-        if not self["listen"]:
-            if self["port"] is None:
-                port = _port("PORT (environment)", os.environ.get("PORT", DEFAULT_PORT))
-            else:
-                port = _port("--port", self["port"])
-            interface = self["interface"]
-            if interface is not None:
-                try:
-                    interface = parseInterface(interface)
-                except ValueError as error:
-                    raise UsageError(f"--interface: {error}") from None
-            return [Wire(f"tcp:{port}", (), TCP(port, interface or ""))]
-        for option in "port", "interface":
-            if self[option] is not None:
-                raise UsageError(f"--{option}: --listen says where to listen, give one of both")
-        from twisted.internet import reactor
-
-        wires: list[Wire] = []
-        for number, description in enumerate(self["listen"]):
-            try:
-                wire = parseWire(reactor, description)
-            except ValueError as error:
-                raise UsageError(f"--listen: {description!r}: {error}") from None
-            for other in wires:
-                if wire.address.overlaps(other.address):
-                    raise UsageError(f"--listen: {description!r}: another one has that address")
-            # As tcp:0, which may be repeated: each chooses a port for itself.
-            same = self["listen"][:number].count(description)
-            wires.append(replace(wire, name=f"{description} ({same + 1})") if same else wire)
-        return wires
-
-    def _metricsAddress(self) -> Address | None:
-        """
-        Where metrics are served.
-        """
-        if self["metrics"] is None:
-            return None
-        try:
-            import kvserver.metrics  # noqa: F401
-        except ImportError as error:
-            raise UsageError(
-                f"--metrics: needs more than is installed ({error}): "
-                "pip install 'kvserver[metrics]'"
-            ) from None
-        from twisted.internet import reactor
-
-        try:
-            return parse(reactor, self["metrics"])
-        except ValueError as error:
-            raise UsageError(f"--metrics: {self['metrics']!r}: {error}") from None
-
-    def _accessLog(self) -> ToFile | ToLog | None:
-        """
-        Where records of connections go.
-        """
-        path = self["access-log"]
-        if path is None:
-            return None
-        if path == "-":
-            return ToLog(time.time)
-        from twisted.internet import reactor
-
-        try:
-            return ToFile(path, time.time, reactor, self._owner())
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UsageError(f"--access-log: {path!r} can't be written: {reason}") from None
-
-    def _owner(self) -> tuple[int, int]:
-        """
-        As whom C{twistd} goes on when it sheds its privileges; -1: as it is.
-        """
-        if self.parent is None or os.getuid() != 0:
-            return -1, -1
-        user, group = self.parent.get("uid"), self.parent.get("gid")
-        return -1 if user is None else user, -1 if group is None else group
-
-    def _certificates(self) -> Certificates:
-        """
-        What tls: shows, from files that can be used.
-        """
-        for option in "tls-certificate", "tls-private-key":
-            if self[option] is None:
-                raise UsageError(f"--listen: tls: needs --{option}")
-        try:
-            return Certificates(
-                self["tls-certificate"], self["tls-private-key"], self["tls-client-ca"]
-            )
-        except BadCertificate as error:
-            raise UsageError(str(error)) from None
-
-
-LOOPBACK = ip_network("127.0.0.0/8"), ip_network("::1")
-"""
-Who may send a PROXY header if nobody else is named.
-"""
-
-_SECONDS = 10**9
-"""
-More than any time-out needs: 31 years.
-"""
-
-
-def _number(option: str, value: str, kind: str, least: int, greatest: int) -> int:
-    # int() alone would take '+1', ' 1', '1_0' and the digits of other scripts.
-    if value.isascii() and value.isdigit() and len(value) <= 10:
-        number = int(value)
-        if least <= number <= greatest:
-            return number
-    raise UsageError(f"{option}: {value!r} is not {kind} from {least} to {greatest}")
-
-
-def _port(option: str, value: str) -> int:
-    return _number(option, value, "a TCP port", 0, 65535)
+        self.configuration = configure(self, self.served, os.environ)
 
 
 def makeService(options: Options, reactor: Any = None) -> Supervisor:
     """
     Assemble the service tree.
 
-    @param options: What the command line said, checked.
+    @param options: What the command line said.
 
     @param reactor: The reactor that it runs on; by default the global one.
+
+    @raise CannotStart: The certificates can't be used. Says why.
     """
     if reactor is None:
         from twisted.internet import reactor
 
-        keepTime(reactor)
-    limits = Limits(
-        connections=options["max-connections"],
-        perSource=options["max-connections-per-source"],
-        idle=options["idle-timeout"],
-        write=options["write-timeout"],
-        drain=options["drain-timeout"],
-    )
-    accessLog = options["access-log"]
-    # twist has levels of the log.
+        useMonotonicClock(reactor)
+    forgetEnvironment(os.environ)
+    # twistd has no log levels, and would always show what is verbose.
     verbose = options.parent is not None and options.parent.get("logLevel") is LogLevel.debug
-    factory = options["factory"]
-    connections = Connections(
-        reactor,
-        limits,
-        accessLog and accessLog.report,
-        verbose,
-        unitOf(factory),
-    )
-    poller = Poller(reactor)
-    certificates = options["certificates"]
-
-    def routeFor(wire: Wire) -> Route:
-        return Route(
-            factory,
-            connections,
-            poller,
-            options["proxy-trusted"] if "proxy" in wire.layers else None,
-            certificates if "tls" in wire.layers else None,
-        )
-
-    def listenerFor(wire: Wire) -> ChildSpec:
-        route = routeFor(wire)
-        return ChildSpec(
-            wire.name,
-            lambda died: Listener(
-                reactor, wire.address, wire.layers, route, connections, poller, died
-            ),
-        )
-
-    def trouble() -> str | None:
-        if not notifier.running:
-            return "starting" if supervisor.running else "draining"
-        listeners = (child for child in supervisor if isinstance(child, Listener))
-        broken = [str(child.name) for child in listeners if not child.isListening()]
-        return f"not listening: {', '.join(broken)}" if broken else None
-
-    def status() -> str:
-        done = f", {connections.counts()[0]} {connections.unit} served" if connections.unit else ""
-        return f"{len(connections)} connections{done}"
-
-    notifier = Notifier(
-        reactor,
-        options["manager"],
-        status,
-        lambda: trouble() is None,
-        limits.drain,
-    )
-    reloads = [notifier.reloading]
-    if certificates:
-        reloads.append(certificates.reload)
-    if accessLog:
-        reloads.append(accessLog.reopen)
-    reloads.append(notifier.ready)
-    metrics = []
-    if options["metrics-address"]:
-        from kvserver.metrics import Collector, MetricsSite, site
-
-        def restarts() -> dict[str, int]:
-            return {wire.name: supervisor.restarts[wire.name] for wire in options["wires"]}
-
-        def expiry() -> float | None:
-            return certificates.expiry if certificates else None
-
-        served = MetricsSite(
-            reactor,
-            options["metrics-address"],
-            site(Collector(connections, restarts, expiry), trouble),
-        )
-        # The first to start and the last to stop: it answers while the others drain.
-        metrics.append(ChildSpec("metrics", lambda died: served, permanent=False))
-    supervisor = Supervisor(
-        [
-            *metrics,
-            # It would be no use to restart it: the connections that it knows would be gone.
-            ChildSpec("connections", lambda died: connections, permanent=False),
-            *map(listenerFor, options["wires"]),
-            ChildSpec(
-                "signals",
-                lambda died: Signals(reactor, connections.hurry, reloads),
-            ),
-            ChildSpec("notifier", lambda died: notifier),
-        ],
-        RestartIntensity(reactor.seconds),
-        lambda: fail(reactor),
-    )
-    supervisor.setName("kvserver")
-    return supervisor
+    return assemble(options.configuration, reactor, verbose)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.daemon import Daemon
-from tests.house import House, RecorderFactory
-from tests.wires import Authority
+from tests.support.daemon import Daemon
+from tests.support.house import House, RecorderFactory
+from tests.support.wires import Authority
 
 # How long an example takes is the machine's affair: others run beside it.
 settings.register_profile("kvserver", deadline=None)

@@ -24,7 +24,7 @@ from statistics import median
 
 from tests.benchmark.report import chart, table
 from tests.benchmark.servers import EMPTY, Running, Server, load, running, servers, versions
-from tests.clients import manyDescriptors
+from tests.support.clients import manyDescriptors
 
 REPEAT = 5
 """

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.daemon import PATIENCE, TWISTD, environment, quietPort
-from tests.wires import Authority
+from tests.support.daemon import PATIENCE, TWISTD, environment, quietPort
+from tests.support.wires import Authority
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"

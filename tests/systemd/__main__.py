@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.daemon import waitFor
+from tests.support.daemon import waitFor
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import LINES, Sender, ask, connect, exchange, stick
-from tests.daemon import PATIENCE, waitFor
-from tests.readme import block
-from tests.sabotage import SABOTEUR
-from tests.wires import PROXY_V1, Authority, TLSClient
+from tests.support.clients import LINES, Sender, ask, connect, exchange, stick
+from tests.support.daemon import PATIENCE, waitFor
+from tests.support.readme import block
+from tests.support.sabotage import SABOTEUR
+from tests.support.wires import PROXY_V1, Authority, TLSClient
 
 DROPINS = Path("/etc/systemd/system/kvserver.service.d")
 PORT = 4040
@@ -47,7 +47,7 @@ def shell(script: str, status: int = 0) -> str:
     return done.stdout
 
 
-def shown(name: str) -> str:
+def formatAddress(name: str) -> str:
     """
     A property of the service.
     """
@@ -122,7 +122,7 @@ def test_installed(cursor: str) -> None:
     answered()
     with connect(PORT, "::1") as client:
         assert ask(client, b"hello\n") == b"hello\n"
-    assert "network.target" in shown("After")
+    assert "network.target" in formatAddress("After")
     assert shell("systemctl is-enabled kvserver.service kvserver.socket") == "enabled\nenabled\n"
     shell("systemctl restart kvserver.service")
     logged = journal(cursor)
@@ -229,23 +229,23 @@ def test_kills() -> None:
     killed = set()
     for number in range(400):
         if number % 50 == 25:
-            killed.add(shown("MainPID"))
+            killed.add(formatAddress("MainPID"))
             shell("systemctl kill --signal=KILL kvserver.service")
         answered()
     assert len(killed) == 8
-    assert shown("NRestarts") == "8"
+    assert formatAddress("NRestarts") == "8"
 
 
 def test_watchdog(cursor: str) -> None:
     """
     A daemon that hangs is killed and started again; a client who came meanwhile is answered.
     """
-    before = shown("MainPID")
+    before = formatAddress("MainPID")
     shell(f"kill -STOP {before}")
     with connect(PORT) as client:
         client.settimeout(60)
         assert ask(client, b"hello\n") == b"hello\n"
-    assert shown("MainPID") != before
+    assert formatAddress("MainPID") != before
     logged = journal(cursor)
     assert "Watchdog timeout" in logged
     # Where it hung.
@@ -266,21 +266,21 @@ def test_brokenSocket(how: str, cursor: str) -> None:
     )
     shell("systemctl restart kvserver.service")
     answered()
-    pid = shown("MainPID")
+    pid = formatAddress("MainPID")
     with socket.socket(socket.AF_UNIX) as command:
         command.connect(saboteur)
         command.sendall(how.encode())
         assert command.recv(1) == b""
     waitFor(lambda: "died, and is restarted" in journal(cursor), "the restart of the listener")
     answered()
-    assert shown("MainPID") == pid
+    assert formatAddress("MainPID") == pid
 
 
 def test_reload(cursor: str) -> None:
     """
     A reload keeps every connection.
     """
-    pid = shown("MainPID")
+    pid = formatAddress("MainPID")
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(PORT)) for _ in range(20)]
         for _ in range(3):
@@ -288,8 +288,8 @@ def test_reload(cursor: str) -> None:
             for client in clients:
                 assert ask(client, b"hello\n") == b"hello\n"
     waitFor(lambda: journal(cursor).count("Received SIGHUP") == 3, "three reloads")
-    waitFor(lambda: shown("ActiveState") == "active", "the reload is over")
-    assert shown("MainPID") == pid
+    waitFor(lambda: formatAddress("ActiveState") == "active", "the reload is over")
+    assert formatAddress("MainPID") == pid
 
 
 @pytest.mark.parametrize("run", range(5))
@@ -302,10 +302,10 @@ def test_stopInTheMiddle(run: int) -> None:
         sender = Sender(client, [LINES[:half]], end=lambda: None)
         sender.join()
         shell("systemctl stop --no-block kvserver.service")
-        waitFor(lambda: shown("ActiveState") == "deactivating", "the stop has begun")
+        waitFor(lambda: formatAddress("ActiveState") == "deactivating", "the stop has begun")
         assert exchange(client, [LINES[half:]]) == LINES
-    waitFor(lambda: shown("ActiveState") == "inactive", "the service has stopped")
-    assert shown("Result") == "success"
+    waitFor(lambda: formatAddress("ActiveState") == "inactive", "the service has stopped")
+    assert formatAddress("Result") == "success"
 
 
 def test_longDrain() -> None:
@@ -322,7 +322,7 @@ def test_longDrain() -> None:
         begin = time.monotonic()
         shell("systemctl stop kvserver.service")
         assert time.monotonic() - begin >= 6
-    assert shown("Result") == "success"
+    assert formatAddress("Result") == "success"
 
 
 def test_portInUse(cursor: str) -> None:
@@ -335,7 +335,7 @@ def test_portInUse(cursor: str) -> None:
         shell("systemctl start kvserver.service", 1)
         assert "Address already in use" in journal(cursor)
         assert "systemd passes 0 sockets" in journal(cursor)
-    waitFor(lambda: shown("ActiveState") == "active", "the service runs")
+    waitFor(lambda: formatAddress("ActiveState") == "active", "the service runs")
     answered()
     shell(block("systemctl disable --now kvserver.socket"))
     shell("systemctl stop kvserver.service")
@@ -383,7 +383,7 @@ def test_settingsForTLS(tmp_path: Path, cursor: str) -> None:
     answered()
     with TLSClient(connect(4443), authority.client()) as client:
         assert ask(client, b"hello\n") == b"hello\n"
-    assert shown("MemoryDenyWriteExecute") == "yes"
+    assert formatAddress("MemoryDenyWriteExecute") == "yes"
     # A reload finds them as well.
     shell("systemctl reload kvserver.service")
     waitFor(lambda: "certificates have been loaded again" in journal(cursor), "the reload")

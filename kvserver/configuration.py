@@ -1,0 +1,219 @@
+"""
+The checked, frozen values that the service tree is built from. Nothing is opened here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
+
+from twisted.python.usage import UsageError
+
+from kvserver.connections.limits import Limits, maxConnectionsAllowed
+from kvserver.interfaces import IBinding
+from kvserver.listening.bindings import TCPBinding
+from kvserver.listening.endpoints import parseEndpoint, parseInterface
+from kvserver.listening.specification import ListenerSpec, parseDescription
+from kvserver.operations.notify import NotifySocket
+from kvserver.served import load
+
+DEFAULT_PORT = "4040"
+
+LOOPBACK = ip_network("127.0.0.0/8"), ip_network("::1")
+"""
+Who may send a PROXY header if nobody else is named.
+"""
+
+MAX_SECONDS = 10**9
+"""
+More than any time-out needs: 31 years.
+"""
+
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+@dataclass(frozen=True)
+class TLSFiles:
+    """
+    The PEM files for TLS.
+
+    @ivar certificate: The certificate, and the chain from it to the root.
+
+    @ivar privateKey: The key of the certificate.
+
+    @ivar clientCA: Who signs the certificates of clients. None: clients need none.
+    """
+
+    certificate: str
+    privateKey: str
+    clientCA: str | None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """
+    What the command line and the environment say, checked.
+
+    @ivar factory: Builds the protocol that is served.
+
+    @ivar listeners: Where to listen, and with which layers.
+
+    @ivar limits: The limits that the connections are held to.
+
+    @ivar proxyTrusted: The networks from which a PROXY header is accepted.
+
+    @ivar tls: The files for TLS; None if no listener has TLS.
+
+    @ivar accessLog: The path of the access log; C{"-"}: the log of the daemon; None: there is none.
+
+    @ivar operations: Where the operations site listens; None: there is none.
+
+    @ivar notifySocket: How to tell the service manager; None: there is none.
+    """
+
+    factory: Any
+    listeners: tuple[ListenerSpec, ...]
+    limits: Limits
+    proxyTrusted: Networks = LOOPBACK
+    tls: TLSFiles | None = None
+    accessLog: str | None = None
+    operations: IBinding | None = None
+    notifySocket: NotifySocket | None = None
+
+
+def configure(
+    options: Mapping[str, Any], served: str, environment: Mapping[str, str]
+) -> Configuration:
+    """
+    Check each value.
+
+    @param options: The options, by their long names.
+
+    @param served: The name of what is served without C{--protocol}.
+
+    @param environment: The environment of the process.
+
+    @raise UsageError: A value is wrong. Names the option and the value, and says what is accepted.
+    """
+    try:
+        factory = load(options["protocol"] or served)
+    except ValueError as error:
+        raise UsageError(f"--protocol: {error}") from None
+    listeners = _listeners(options, environment)
+    trusted = tuple(map(_network, options["proxy-trusted"]))
+    layers = {layer for spec in listeners for layer in spec.layers}
+    for option in "tls-certificate", "tls-private-key", "tls-client-ca", "proxy-trusted":
+        layer, _, _ = option.partition("-")
+        if options[option] and layer not in layers:
+            raise UsageError(f"--{option}: there is no --listen with {layer}: before it")
+    try:
+        notifySocket = NotifySocket.fromEnvironment(environment)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return Configuration(
+        factory,
+        listeners,
+        _limits(options),
+        trusted or LOOPBACK,
+        _tlsFiles(options) if "tls" in layers else None,
+        options["access-log"],
+        _operations(options["metrics"]),
+        notifySocket,
+    )
+
+
+def _listeners(
+    options: Mapping[str, Any], environment: Mapping[str, str]
+) -> tuple[ListenerSpec, ...]:
+    if not options["listen"]:
+        return (_portAndInterface(options, environment),)
+    for option in "port", "interface":
+        if options[option] is not None:
+            raise UsageError(f"--{option}: --listen says where to listen, give one of both")
+    specs: list[ListenerSpec] = []
+    for number, description in enumerate(options["listen"]):
+        try:
+            spec = parseDescription(description)
+        except ValueError as error:
+            raise UsageError(f"--listen: {description!r}: {error}") from None
+        if any(spec.binding.conflictsWith(other.binding) for other in specs):
+            raise UsageError(f"--listen: {description!r}: another one has that address")
+        # tcp:0 may be repeated: each chooses a port for itself.
+        same = options["listen"][:number].count(description)
+        specs.append(replace(spec, name=f"{description} ({same + 1})") if same else spec)
+    return tuple(specs)
+
+
+def _portAndInterface(options: Mapping[str, Any], environment: Mapping[str, str]) -> ListenerSpec:
+    if options["port"] is None:
+        port = _port("PORT (environment)", environment.get("PORT", DEFAULT_PORT))
+    else:
+        port = _port("--port", options["port"])
+    interface = options["interface"]
+    if interface is not None:
+        try:
+            interface = parseInterface(interface)
+        except ValueError as error:
+            raise UsageError(f"--interface: {error}") from None
+    return ListenerSpec(f"tcp:{port}", (), TCPBinding(port, interface or ""))
+
+
+def _limits(options: Mapping[str, Any]) -> Limits:
+    def number(option: str, kind: str, least: int, greatest: int) -> int:
+        return _number(f"--{option}", options[option], kind, least, greatest)
+
+    connections = "a number of connections that the hard limit of file descriptors allows,"
+    most = maxConnectionsAllowed()
+    return Limits(
+        maxConnections=number("max-connections", connections, 0, most),
+        maxPerSource=number("max-connections-per-source", connections, 0, most),
+        idleTimeout=number("idle-timeout", "a number of seconds", 0, MAX_SECONDS),
+        writeTimeout=number("write-timeout", "a number of seconds", 1, MAX_SECONDS),
+        drainTimeout=number("drain-timeout", "a number of seconds", 1, MAX_SECONDS),
+    )
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise UsageError(
+            f"--proxy-trusted: {text!r} is not an address or network, as 192.0.2.0/24"
+        ) from None
+
+
+def _tlsFiles(options: Mapping[str, Any]) -> TLSFiles:
+    for option in "tls-certificate", "tls-private-key":
+        if options[option] is None:
+            raise UsageError(f"--listen: tls: needs --{option}")
+    return TLSFiles(
+        options["tls-certificate"], options["tls-private-key"], options["tls-client-ca"]
+    )
+
+
+def _operations(description: str | None) -> IBinding | None:
+    if description is None:
+        return None
+    try:
+        import kvserver.operations.site  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"--metrics: needs more than is installed ({error}): pip install 'kvserver[metrics]'"
+        ) from None
+    try:
+        return parseEndpoint(description)
+    except ValueError as error:
+        raise UsageError(f"--metrics: {description!r}: {error}") from None
+
+
+def _number(option: str, value: str, kind: str, least: int, greatest: int) -> int:
+    # int() alone would take '+1', ' 1', '1_0' and the digits of other scripts.
+    if value.isascii() and value.isdigit() and len(value) <= 10:
+        number = int(value)
+        if least <= number <= greatest:
+            return number
+    raise UsageError(f"{option}: {value!r} is not {kind} from {least} to {greatest}")
+
+
+def _port(option: str, value: str) -> int:
+    return _number(option, value, "a TCP port", 0, 65535)

@@ -1,0 +1,272 @@
+"""
+What we show to TLS clients, and what we ask them to show: PEM files, checked and tried out.
+"""
+
+import os
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from twisted.logger import Logger
+
+_CERTIFICATE = re.compile(
+    rb"-----BEGIN (CERTIFICATE|X509 CERTIFICATE)-----.*?(-----END \1-----|\Z)",
+    re.S,
+)
+
+_PRIVATE_KEY = re.compile(rb"-----BEGIN ([A-Z0-9]+ )*PRIVATE KEY-----")
+
+_MISMATCHES = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
+"""
+What OpenSSL says of a key that is not that of the certificate; the last one if it is one for
+RSA-PSS.
+"""
+
+_NO_CHECK_TIME = 0x200000
+"""
+C{X509_V_FLAG_NO_CHECK_TIME} of OpenSSL, for which Python has no name.
+"""
+
+_MAX_ROUNDS = 100
+"""
+A handshake in memory takes three, and a few more for a long chain.
+"""
+
+
+class BadCertificate(Exception):
+    """
+    A certificate or key can't be used. Says which, and why.
+    """
+
+
+class _NeedsPassphrase(Exception):
+    """
+    A key needs a passphrase.
+    """
+
+
+class Certificates:
+    """
+    What we show to clients, and what we ask them to show.
+
+    @ivar context: Makes the TLS of a connection.
+
+    @ivar expiry: When the validity of our certificate ends, in seconds since the epoch.
+    """
+
+    _log = Logger(namespace="kvserver.certificates.Certificates")
+
+    def __init__(self, certificate: str, privateKey: str, clientCA: str | None = None) -> None:
+        """
+        @param certificate: A PEM file: our certificate, and after it those that lead to the root.
+
+        @param privateKey: A PEM file: its key. It may be the same file.
+
+        @param clientCA: A PEM file: who must have signed the certificate that a client shows, be it
+            an intermediate authority. None: no client is asked for one.
+
+        @raise BadCertificate: One of them can't be used.
+        """
+        self._certificate = certificate
+        self._privateKey = privateKey
+        self._clientCA = clientCA
+        self.context, self.expiry = self._load()
+
+    def _load(self) -> tuple[ssl.SSLContext, float]:
+        certificate = _read("--tls-certificate", self._certificate)
+        chain = _certificates("--tls-certificate", self._certificate, certificate)
+        key = _read("--tls-private-key", self._privateKey)
+        if not _PRIVATE_KEY.search(key):
+            raise BadCertificate(
+                f"--tls-private-key: {self._privateKey!r} is no PEM file of a key that needs no "
+                "passphrase"
+            )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # After a FIN without a close_notify the rest of the echo must still go out. (OpenSSL before
+        # version 3 needs no option for that, and Python then does not know it.)
+        context.options |= ssl.OP_NO_RENEGOTIATION | getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+        try:
+            with _asFile(certificate) as certificateFile, _asFile(key) as keyFile:
+                context.load_cert_chain(certificateFile, keyFile, _refusePassphrase)
+            notBefore, notAfter = _tryOut(context, chain[0])
+        except _NeedsPassphrase:
+            raise BadCertificate(
+                f"--tls-private-key: {self._privateKey!r} needs a passphrase, and must not"
+            ) from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None)
+            if reason in _MISMATCHES:
+                fault = (
+                    f"--tls-private-key: {self._privateKey!r} is not the key of the certificate in "
+                    f"{self._certificate!r}"
+                )
+            elif isinstance(error, ssl.SSLError) and reason is None:
+                # "PEM lib", of the key: the certificates have been read already.
+                fault = f"--tls-private-key: {self._privateKey!r} can't be read"
+            else:
+                fault = (
+                    f"--tls-certificate: {self._certificate!r} can't be used with "
+                    f"--tls-private-key: {self._privateKey!r}"
+                )
+            raise BadCertificate(f"{fault}: {reasonOf(error)}") from None
+        if self._clientCA is not None:
+            self._trust(context, self._clientCA)
+        now = time.time()
+        if now > notAfter:
+            self._warn("has expired: its validity ended at {time}", notAfter)
+        elif now < notBefore:
+            self._warn("is not valid yet: its validity begins at {time}", notBefore)
+        return context, notAfter
+
+    def _trust(self, context: ssl.SSLContext, path: str) -> None:
+        """
+        Ask clients for a certificate that one of these has signed.
+        """
+        trusted = _certificates("--tls-client-ca", path, _read("--tls-client-ca", path))
+        for number, one in enumerate(trusted, 1):
+            if not _stored(one).cert_store_stats()["x509_ca"]:
+                raise BadCertificate(
+                    f"--tls-client-ca: {path!r}: certificate {number} of {len(trusted)} is not "
+                    "that of an authority (CA:FALSE)"
+                )
+            context.load_verify_locations(cadata=one)
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.verify_mode = ssl.CERT_REQUIRED
+
+    def _warn(self, what: str, when: float) -> None:
+        self._log.warn(
+            "--tls-certificate: {path} " + what,
+            path=self._certificate,
+            time=datetime.fromtimestamp(when, timezone.utc).isoformat(),
+        )
+
+    def reload(self) -> None:
+        """
+        Read the files again, for the connections from now on. Files that can't be used are not.
+        """
+        try:
+            self.context, self.expiry = self._load()
+        except BadCertificate as error:
+            self._log.error("The certificates stay as they were: {reason}", reason=error)
+        else:
+            self._log.info("The certificates have been loaded again")
+
+
+_SOURCE = re.compile(r"^\[\w+\] |: cadata does not contain a certificate|\s*\(_ssl\.c:\d+\)")
+"""
+What Python puts around what OpenSSL says.
+"""
+
+
+def reasonOf(error: Exception) -> str:
+    """
+    What OpenSSL says, and the kernel, of what has failed.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    return _SOURCE.sub("", getattr(error, "strerror", None) or str(error))
+
+
+def _read(option: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadCertificate(f"{option}: {path!r} can't be read: {reason}") from error
+
+
+def _certificates(option: str, path: str, text: bytes) -> list[str]:
+    """
+    The certificates in a file, each of which OpenSSL can read.
+    """
+    # A byte that is no ASCII is damage as any, and OpenSSL's to find.
+    found = [match[0].decode("ascii", "backslashreplace") for match in _CERTIFICATE.finditer(text)]
+    if not found:
+        raise BadCertificate(f"{option}: {path!r} is no PEM file of a certificate")
+    for number, one in enumerate(found, 1):
+        if "Proc-Type:" in one:
+            # For this, too, OpenSSL would ask for a passphrase at the terminal.
+            raise BadCertificate(
+                f"{option}: {path!r}: certificate {number} of {len(found)} is encrypted, and must "
+                "not be"
+            )
+        try:
+            _stored(one)
+        except (ssl.SSLError, ValueError) as error:
+            raise BadCertificate(
+                f"{option}: {path!r}: certificate {number} of {len(found)} can't be read: "
+                f"{reasonOf(error)}"
+            ) from None
+    return found
+
+
+def _stored(certificate: str) -> ssl.SSLContext:
+    """
+    What a client needs that trusts this certificate alone.
+
+    @raise ssl.SSLError: It can't be read.
+
+    @raise ValueError: The same.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(cadata=certificate)
+    return context
+
+
+@contextmanager
+def _asFile(data: bytes) -> Iterator[str]:
+    """
+    The path of a file that is in memory alone: OpenSSL wants paths, and what it loads must be what
+    was read and checked.
+    """
+    with open(os.memfd_create("kvserver"), "wb") as file:
+        file.write(data)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _refusePassphrase() -> str:
+    """
+    Without this OpenSSL would ask for one at the terminal.
+    """
+    raise _NeedsPassphrase
+
+
+def _tryOut(context: ssl.SSLContext, certificate: str) -> tuple[float, float]:
+    """
+    Shake hands, in memory, with a client that trusts our certificate.
+
+    @param certificate: Ours.
+
+    @return: From when to when it is valid, in seconds since the epoch.
+
+    @raise ssl.SSLError: With this nobody can be served.
+    """
+    trusting = _stored(certificate)
+    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+    toClient, toServer = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(toServer, toClient, server_side=True)
+    client = trusting.wrap_bio(toClient, toServer)
+    waiting = [client, server]
+    for _ in range(_MAX_ROUNDS):
+        for end in list(waiting):
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            waiting.remove(end)
+        if not waiting:
+            break
+    shown = client.getpeercert() or {}
+    return (
+        ssl.cert_time_to_seconds(str(shown["notBefore"])),
+        ssl.cert_time_to_seconds(str(shown["notAfter"])),
+    )

@@ -1,0 +1,58 @@
+"""
+Sums over all connections that have ended.
+"""
+
+from bisect import bisect_left
+
+from kvserver.connections.record import CloseReason, ConnectionRecord
+
+DURATION_BUCKETS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0)
+"""
+The upper bounds of the histogram of durations, in seconds.
+"""
+
+
+class Counters:
+    """
+    Sums over all connections that have ended, and two counts of what was accepted.
+
+    @ivar accepted: Connections accepted, those that have not ended included.
+
+    @ivar acceptPauses: Times that a listener accepted nothing for a while because accept(2) failed.
+
+    @ivar ended: Connections ended, by the reason.
+
+    @ivar work: What the protocols have done, by their own count.
+
+    @ivar received: Bytes received for the protocols.
+
+    @ivar sent: Bytes of the protocols that were handed to the kernel.
+
+    @ivar durations: Connections by duration: one count for each bucket of L{DURATION_BUCKETS}, not
+        cumulative, and one for all that lasted longer.
+
+    @ivar duration: The sum of the durations, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.acceptPauses = 0
+        self.ended = dict.fromkeys(CloseReason, 0)
+        self.work = 0
+        self.received = 0
+        self.sent = 0
+        self.durations = [0] * (len(DURATION_BUCKETS) + 1)
+        self.duration = 0.0
+
+    def add(self, record: ConnectionRecord) -> None:
+        """
+        Add a connection that has ended.
+        """
+        assert record.reason is not None
+        assert record.duration is not None
+        self.ended[record.reason] += 1
+        self.work += record.work
+        self.received += record.received
+        self.sent += record.sent
+        self.durations[bisect_left(DURATION_BUCKETS, record.duration)] += 1
+        self.duration += record.duration

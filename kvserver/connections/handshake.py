@@ -1,0 +1,180 @@
+"""
+The handshake of TLS.
+"""
+
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+
+from kvserver.connections.certificates import Certificates, reasonOf
+from kvserver.connections.connection import DONE
+from kvserver.connections.record import CloseReason
+from kvserver.connections.stage import Stage
+from kvserver.connections.tls import TLSTransport
+from kvserver.connections.transport import Transport
+
+HANDSHAKE_TIMEOUT = 10.0
+"""
+How long a client may take for the handshake, in seconds.
+"""
+
+
+class Handshake(Stage):
+    """
+    The handshake of TLS.
+    """
+
+    timeout = HANDSHAKE_TIMEOUT
+    transport: TLSTransport
+
+    def __init__(
+        self,
+        transport: Transport,
+        certificates: Certificates,
+        done: Callable[[Transport], None],
+    ) -> None:
+        """
+        @param transport: A L{TLSTransport}.
+
+        @param certificates: What we show.
+
+        @param done: Is called with the transport when the handshake is over.
+        """
+        super().__init__(transport)
+        self._context = certificates.context
+        self._done = done
+
+    def begin(self) -> None:
+        """
+        Wait for the client's hello.
+        """
+        super().begin()
+        self.transport.secure(self._context)
+
+    def doRead(self) -> Exception | None:
+        """
+        Go on.
+        """
+        transport = self.transport
+        try:
+            data = transport.receive()
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not data:
+            if not self.hasReceived:
+                # A client that goes without a word is a health check.
+                return CONNECTION_DONE
+            self._fail("the client has ended the connection")
+            return CONNECTION_DONE
+        self.hasReceived = True
+        transport.steps += 1
+        transport.measure(data)
+        try:
+            transport.shakeHands()
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLError as error:
+            self._fail(reasonOf(error))
+            # OpenSSL has told the client by an alert, which it is to read.
+            self.end()
+            transport.sayFarewell()
+            return None
+        transport.record.tls = transport.tls.version()
+        transport.record.subject = _subjectOf(transport.tls)
+        self.end()
+        transport.goOnWriting()
+        self._done(transport)
+        return self._goOn()
+
+    def doWrite(self) -> Exception | None:
+        """
+        Send what the socket had not taken.
+        """
+        why = self.transport.doWrite()
+        if self.transport.stage is self and self.transport.isFlushed():
+            self.transport.poller.addReader(self)
+        return why
+
+    def _goOn(self) -> Exception | None:
+        """
+        The first lines may have come together with the end of the handshake: no event would tell.
+        """
+        transport = self.transport
+        if transport.protocol is None or not transport.hasMore():
+            return None
+        why = transport.decrypt(b"")
+        if why is CONNECTION_DONE:
+            # The poller would take it for the end of both halves.
+            transport.readConnectionLost(DONE)
+            return None
+        return why
+
+    def late(self) -> None:
+        """
+        The client has not come to an end with it in time.
+        """
+        self._fail(f"not done within {self.timeout:g} s")
+        super().late()
+
+    def _fail(self, reason: str) -> None:
+        self.transport.record.closeWith(CloseReason.HANDSHAKE_FAILED)
+        self.transport.sourceLog.warn(
+            self.transport.getPeer(), "TLS handshake with {source} failed: {reason}", reason=reason
+        )
+
+
+_SHORT_NAMES = {
+    "commonName": "CN",
+    "countryName": "C",
+    "domainComponent": "DC",
+    "localityName": "L",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "stateOrProvinceName": "ST",
+    "streetAddress": "STREET",
+    "userId": "UID",
+}
+"""
+Those of RFC 4514, section 3, by OpenSSL's names.
+"""
+
+
+def _subjectOf(tls: ssl.SSLObject) -> str | None:
+    """
+    The subject of the peer's certificate; None if there is none, or Python can't read it.
+    """
+    try:
+        return _subject(tls.getpeercert() or {})
+    except ValueError:
+        # Some text in it is not what it says it is.
+        return None
+
+
+def _subject(certificate: Mapping[str, Any]) -> str | None:
+    """
+    The subject of a certificate, as RFC 4514 writes it: the last part first.
+
+    @param certificate: As C{SSLObject.getpeercert} has it.
+    """
+    parts = [
+        "+".join(f"{_SHORT_NAMES.get(name, name)}={_escaped(value)}" for name, value in part)
+        for part in certificate.get("subject", ())
+    ]
+    return ",".join(reversed(parts)) if certificate else None
+
+
+def _escaped(value: str) -> str:
+    """
+    RFC 4514, section 2.4.
+    """
+    escaped = re.sub(r'([\\"+,;<>])', r"\\\1", value).replace("\0", "\\00")
+    if escaped.startswith((" ", "#")):
+        escaped = f"\\{escaped}"
+    if escaped.endswith(" ") and len(value) > 1:
+        escaped = f"{escaped[:-1]}\\ "
+    return escaped

@@ -1,0 +1,284 @@
+"""
+The registry of the connections: who is connected, who may connect, and how all leave.
+"""
+
+import resource
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+
+from kvserver.connections.activity import Activity
+from kvserver.connections.addresses import formatAddress, sourceKey
+from kvserver.connections.counters import Counters
+from kvserver.connections.drain import DRAIN_INTERVAL, Drain, isAtRest
+from kvserver.connections.limits import Limits, maxConnectionsAllowed
+from kvserver.connections.record import CloseReason, ConnectionRecord
+from kvserver.connections.sweep import Sweep
+from kvserver.connections.throttle import REPEATED, LogThrottle, SourceLog
+from kvserver.connections.transport import Transport
+
+SWEEPS_PER_TIMEOUT = 8
+"""
+How many sweeps there are in the shortest time-out. A connection is found up to two sweeps late.
+"""
+
+
+class Connections(Service):
+    """
+    Every live connection; the place of the guide's C{Task.Supervisor}.
+
+    A connection is temporary, in the sense of OTP: one that ends, for whatever reason, is forgotten
+    and never restarted.
+
+    @ivar limits: The limits that the connections are held to.
+
+    @ivar unit: What the protocols count; None if they don't.
+
+    @ivar counters: Sums over the connections that have ended.
+
+    @ivar sourceLog: Logs the warnings that a client can cause.
+
+    @ivar isDraining: Has the drain begun?
+    """
+
+    name = "connections"
+    _log = Logger(namespace="kvserver.connections.Connections")
+
+    def __init__(
+        self,
+        reactor: Any,
+        limits: Limits,
+        report: Callable[[ConnectionRecord], None] | None = None,
+        verbose: bool = False,
+        unit: str | None = None,
+    ) -> None:
+        """
+        @param reactor: Provides C{IReactorTime}.
+
+        @param report: Called with the record of each connection that has ended.
+
+        @param verbose: Log the begin and the end of each connection? twistd has no log levels, and
+            would always show it.
+        """
+        self._reactor = reactor
+        self.limits = limits
+        self.unit = unit
+        self.counters = Counters()
+        self.sourceLog = SourceLog(reactor)
+        self.isDraining = False
+        self._maxConnections = limits.maxConnections or maxConnectionsAllowed()
+        self._report = report
+        self._verbose = verbose
+        self._live: dict[Transport, Activity] = {}
+        self._perSource: dict[str, int] = {}
+        self._throttle = LogThrottle(reactor)
+        self._onNextEnd: list[Callable[[], None]] = []
+        self._drain: Drain | None = None
+        self._drainIsAborted = False
+        self._sweep = Sweep(reactor, self.__iter__, self._closeIfDue)
+
+    def __len__(self) -> int:
+        """
+        How many there are, those included that have no protocol yet.
+        """
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Transport]:
+        """
+        Each of them, as of now: connections may begin and end during the iteration.
+        """
+        return iter(list(self._live))
+
+    def counts(self) -> tuple[int, int, int]:
+        """
+        The work of the protocols, the bytes received and the bytes sent: on these connections and
+        on those that have ended.
+        """
+        work, received, sent = self.counters.work, self.counters.received, self.counters.sent
+        for transport in self._live:
+            work += transport.work
+            received += transport.record.received
+            sent += transport.record.sent
+        return work, received, sent
+
+    # The two events of a connection.
+
+    def accepted(self, transport: Transport) -> None:
+        """
+        A connection was accepted. From now on it counts.
+        """
+        record = transport.record
+        self.counters.accepted += 1
+        record.id = self.counters.accepted
+        record.acceptedAt = self._reactor.seconds()
+        record.unit = self.unit
+        self._live[transport] = Activity(record.acceptedAt)
+        if self._verbose:
+            self._log.debug(
+                "Connection {number} from {peer} on {listener}",
+                number=record.id,
+                peer=formatAddress(record.peer),
+                listener=record.listener,
+            )
+
+    def ended(self, transport: Transport) -> None:
+        """
+        A connection has ended, and its record has the reason. The record is counted and written
+        before the connection is forgotten.
+        """
+        record = transport.record
+        record.duration = self._reactor.seconds() - record.acceptedAt
+        self.counters.add(record)
+        try:
+            if self._report is not None:
+                self._report(record)
+        finally:
+            self._forget(transport)
+        if self._verbose:
+            self._log.debug(
+                "Connection {number} ended: {ending}",
+                number=record.id,
+                ending=record.reason and record.reason.value,
+                **({} if record.unit is None else {record.unit: record.work}),
+                seconds=record.duration,
+            )
+
+    def _forget(self, transport: Transport) -> None:
+        del self._live[transport]
+        source = transport.source
+        if source is not None:
+            self._perSource[source] -= 1
+            if not self._perSource[source]:
+                del self._perSource[source]
+        if self._onNextEnd:
+            calls, self._onNextEnd = self._onNextEnd, []
+            for call in calls:
+                call()
+        if self._drain and not self._live:
+            self._drain.allHaveEnded()
+
+    # Who may connect.
+
+    def hasRoom(self) -> bool:
+        """
+        May one more connection be accepted? If not, that is logged.
+        """
+        if len(self._live) < self._maxConnections:
+            return True
+        self._throttle("all", self._logFull)
+        return False
+
+    def _logFull(self, count: int) -> None:
+        text = "{connections} connections: no more are accepted until one ends"
+        self._log.warn(text + REPEATED[count > 1], connections=self._maxConnections, count=count)
+
+    def onNextEnd(self, call: Callable[[], None]) -> None:
+        """
+        Call C{call} once, when a connection has ended.
+        """
+        self._onNextEnd.append(call)
+
+    def admits(self, transport: Transport) -> bool:
+        """
+        May there be one more connection from this source? If so, the connection counts for it until
+        it ends. If not, that is logged.
+        """
+        limit = self.limits.maxPerSource
+        source = sourceKey(transport.getPeer()) if limit else None
+        if source is None:
+            return True
+        count = self._perSource.get(source, 0)
+        if count >= limit:
+            self.sourceLog.warn(
+                transport.getPeer(),
+                "{source} has {limit} connections: more are refused",
+                limit=limit,
+            )
+            return False
+        self._perSource[source] = count + 1
+        transport.source = source
+        return True
+
+    # How they leave.
+
+    def startService(self) -> None:
+        """
+        Raise the limit of file descriptors as far as the process may, and look for time-outs.
+        """
+        super().startService()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        limits = self.limits
+        shortest = min(limits.writeTimeout, limits.idleTimeout or limits.writeTimeout)
+        self._sweep.start(shortest / SWEEPS_PER_TIMEOUT)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Drain: close each connection as soon as it is at rest (L{isAtRest}), and reset those that
+        are left when the drain's time is over.
+
+        @return: Fires when no connection is left.
+        """
+        super().stopService()
+        self.isDraining = True
+        self._sweep.stop()
+        if not self._live:
+            return succeed(None)
+        seconds = self.limits.drainTimeout
+        self._log.info(
+            "Draining {count} connections, for at most {seconds} s",
+            count=len(self),
+            seconds=seconds,
+        )
+        self._drain = Drain(self._reactor, 0 if self._drainIsAborted else seconds, self._abortAll)
+        finished = self._drain.finished
+        self._sweep.start(DRAIN_INTERVAL)
+        return finished.addCallback(lambda _: self._sweep.stop())
+
+    def abortDrain(self) -> None:
+        """
+        Do not wait for connections to come to rest, neither now nor in a drain that is to come.
+        """
+        self._drainIsAborted = True
+        if self._drain:
+            self._drain.abort()
+
+    def _abortAll(self) -> None:
+        self._log.warn("{count} connections did not come to rest: aborted", count=len(self))
+        for transport in self:
+            self._abort(transport, CloseReason.ABORTED)
+
+    def _abort(self, transport: Transport, reason: CloseReason) -> None:
+        transport.record.closeWith(reason)
+        transport.abortConnection()
+
+    def _closeIfDue(self, transport: Transport) -> bool:
+        """
+        Close or reset a connection if it is time.
+
+        @return: Was it time?
+        """
+        activity = self._live.get(transport)
+        if activity is None:
+            # It has ended since the sweep began.
+            return False
+        silent = activity.observe(transport, self._reactor.seconds())
+        if activity.unsent:
+            if silent < self.limits.writeTimeout:
+                return False
+            self._abort(transport, CloseReason.WRITE_TIMEOUT)
+            return True
+        if self._drain:
+            if not isAtRest(transport, silent):
+                return False
+            transport.record.closeWith(CloseReason.DRAINED)
+        else:
+            if not 0 < self.limits.idleTimeout <= silent:
+                return False
+            transport.record.closeWith(CloseReason.IDLE_TIMEOUT)
+        transport.close()
+        return True

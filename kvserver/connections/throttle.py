@@ -1,0 +1,97 @@
+"""
+Keeps what clients cause from filling the log.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IAddress
+from twisted.logger import Logger
+
+from kvserver.connections.addresses import sourceKey
+
+REPEAT_INTERVAL = 60.0
+"""
+For how long a message is not repeated, in seconds.
+"""
+
+MAX_KEYS = 1000
+"""
+The most keys that are throttled separately; all further ones share one.
+"""
+
+REPEATED = ("", " ({count} times in a minute)")
+"""
+What is added to the format of a throttled message: when it happened once, and when more often.
+"""
+
+
+class LogThrottle:
+    """
+    Logs a message at once, and while its cause goes on once a minute, with a count.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        """
+        @param reactor: Provides C{IReactorTime}.
+        """
+        self._reactor = reactor
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, key: str, log: Callable[[int], None]) -> None:
+        """
+        Count one more, and log it unless it was logged within L{REPEAT_INTERVAL}.
+
+        @param key: Messages with the same key are throttled together.
+
+        @param log: Logs the message. Called with how often it has happened since the last call.
+        """
+        if key not in self._counts and len(self._counts) >= MAX_KEYS:
+            key = "more"
+        if key in self._counts:
+            self._counts[key] += 1
+        else:
+            self._log(key, 1, log)
+
+    def _log(self, key: str, count: int, log: Callable[[int], None]) -> None:
+        self._counts[key] = 0
+        self._reactor.callLater(REPEAT_INTERVAL, self._expire, key, log)
+        log(count)
+
+    def _expire(self, key: str, log: Callable[[int], None]) -> None:
+        count = self._counts.pop(key)
+        if count:
+            self._log(key, count, log)
+
+
+class SourceLog:
+    """
+    Logs the warnings that a client can cause, each at most once a minute for each source.
+    """
+
+    _log = Logger(namespace="kvserver.connections.Connections")
+
+    def __init__(self, reactor: Any) -> None:
+        """
+        @param reactor: Provides C{IReactorTime}.
+        """
+        self._throttle = LogThrottle(reactor)
+
+    def warn(self, address: IAddress, text: str, **fields: object) -> None:
+        """
+        Log a warning about a client.
+
+        @param address: The client's address.
+
+        @param text: The format of the warning, in which C{source} is the source. It is the key,
+            too, together with the source.
+
+        @param fields: The other fields of the format.
+        """
+        source = sourceKey(address) or "a UNIX socket"
+        self._throttle(
+            f"{source} {text}",
+            lambda count: self._log.warn(
+                text + REPEATED[count > 1], source=source, count=count, **fields
+            ),
+        )

@@ -1,0 +1,257 @@
+"""
+The PROXY protocol: who the client is, said by the balancer in front of us before the first byte.
+
+Written here rather than taken from a library: that it may be cut at any byte, how long it may be,
+and that nothing in it may raise has to be done here anyway, and what remains is two short formats.
+"""
+
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address as IPv4
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv6Address as IPv6
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+
+from kvserver.connections.record import CloseReason
+from kvserver.connections.stage import Stage
+from kvserver.connections.transport import Transport
+
+HEADER_TIMEOUT = 5.0
+"""
+How long a balancer may take for the header, in seconds.
+"""
+
+MAX_LENGTH_V1 = 107
+"""
+The longest header of version 1, in bytes: the specification's worst case.
+"""
+
+MAX_LENGTH_V2 = 4096
+"""
+The most that a header of version 2 may announce, in bytes, addresses and TLVs together.
+"""
+
+_MAX_LENGTH = 16 + MAX_LENGTH_V2
+"""
+More bytes than any header has that is accepted.
+"""
+
+_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+
+_V1 = b"PROXY "
+
+_FAMILIES: dict[int, str] = {0x11: "!4s4sHH", 0x21: "!16s16sHH", 0x31: "!108s108s"}
+
+
+class BadHeader(Exception):
+    """
+    What came is no PROXY header. Says why.
+    """
+
+
+@dataclass(frozen=True)
+class ProxyHeader:
+    """
+    A PROXY header.
+
+    @ivar length: How many bytes it has.
+
+    @ivar peer: The client, as the balancer sees it. None: the balancer speaks for itself (C{LOCAL},
+        a health check), or does not know (C{UNKNOWN}).
+
+    @ivar host: What the client is connected to.
+    """
+
+    length: int
+    peer: IAddress | None = None
+    host: IAddress | None = None
+
+
+def parseHeader(data: bytes) -> ProxyHeader | None:
+    """
+    Read a header, of version 1 or 2 ("The PROXY protocol", HAProxy's C{proxy-protocol.txt}).
+
+    @param data: What has come so far.
+
+    @return: None as long as it is not complete.
+
+    @raise BadHeader: It is none, and will be none.
+    """
+    if _SIGNATURE.startswith(data[:12]):
+        return _parseV2(data)
+    if _V1.startswith(data[:6]):
+        return _parseV1(data)
+    raise BadHeader("it begins like neither version")
+
+
+def _parseV1(data: bytes) -> ProxyHeader | None:
+    end = data.find(b"\r\n", 0, MAX_LENGTH_V1)
+    if end < 0:
+        if len(data) < MAX_LENGTH_V1:
+            return None
+        raise BadHeader(f"version 1 does not end within {MAX_LENGTH_V1} bytes")
+    _, family, *rest = data[:end].split(b" ")
+    if family == b"UNKNOWN":
+        return ProxyHeader(end + 2)
+    try:
+        version = {b"TCP4": 4, b"TCP6": 6}[family]
+        source, destination, sourcePort, destinationPort = (part.decode("ascii") for part in rest)
+        return ProxyHeader(
+            end + 2,
+            _address(ip_address(source), _port(sourcePort), version),
+            _address(ip_address(destination), _port(destinationPort), version),
+        )
+    except (KeyError, ValueError):
+        raise BadHeader("version 1 names no addresses") from None
+
+
+def _address(address: IPv4 | IPv6, port: int, version: int) -> IPv4Address | IPv6Address:
+    """
+    @raise ValueError: It is not of that version of IP, or of one network interface alone.
+    """
+    if address.version != version:
+        raise ValueError
+    if isinstance(address, IPv6):
+        if address.scope_id is not None:
+            raise ValueError
+        address = address.ipv4_mapped or address
+    kind = IPv4Address if address.version == 4 else IPv6Address
+    return kind("TCP", str(address), port)
+
+
+def _port(text: str) -> int:
+    if not (text.isdigit() and len(text) <= 5 and int(text) <= 65535):
+        raise ValueError
+    return int(text)
+
+
+def _parseV2(data: bytes) -> ProxyHeader | None:
+    if len(data) < 16:
+        return None
+    command, family, length = struct.unpack_from("!BBH", data, 12)
+    if command not in (0x20, 0x21):
+        raise BadHeader("version 2 has an unknown command")
+    if length > MAX_LENGTH_V2:
+        raise BadHeader(f"version 2 announces more than {MAX_LENGTH_V2} bytes")
+    if len(data) < 16 + length:
+        return None
+    if command == 0x20 or family == 0:
+        return ProxyHeader(16 + length)
+    form = _FAMILIES.get(family)
+    if form is None or struct.calcsize(form) > length:
+        raise BadHeader("version 2 names no addresses of a known family")
+    fields = struct.unpack_from(form, data, 16)
+    if family == 0x31:
+        paths = (UNIXAddress(path.rstrip(b"\0") or None) for path in fields)
+        return ProxyHeader(16 + length, *paths)
+    version = 4 if family == 0x11 else 6
+    source, destination, sourcePort, destinationPort = fields
+    return ProxyHeader(
+        16 + length,
+        _address(ip_address(source), sourcePort, version),
+        _address(ip_address(destination), destinationPort, version),
+    )
+
+
+class ProxyStage(Stage):
+    """
+    Reads the header. It leaves in the kernel what comes after it: that is for whoever has the
+    connection next, be it TLS.
+    """
+
+    timeout = HEADER_TIMEOUT
+    transport: Transport
+
+    def __init__(
+        self,
+        transport: Transport,
+        trusted: tuple[IPv4Network | IPv6Network, ...],
+        done: Callable[[Transport], None],
+    ) -> None:
+        """
+        @param trusted: Who may send a header. The peers of a UNIX socket may.
+
+        @param done: Is called with the transport when the client is known.
+        """
+        super().__init__(transport)
+        self._trusted = trusted
+        self._done = done
+        self._buffer = b""
+
+    @property
+    def hasReceived(self) -> bool:  # type: ignore[override]
+        """
+        Has anything come of a header?
+        """
+        return bool(self._buffer)
+
+    def begin(self) -> None:
+        """
+        Wait for the header, if this peer may send one.
+        """
+        super().begin()
+        if not self._trusts(self.transport.getPeer()):
+            self._refuse("its address is not in --proxy-trusted")
+
+    def _trusts(self, peer: IAddress) -> bool:
+        if not isinstance(peer, IPv4Address | IPv6Address):
+            return True
+        address = ip_address(peer.host.partition("%")[0])
+        return any(address in network for network in self._trusted)
+
+    def doRead(self) -> Exception | None:
+        """
+        Read the header, cut anywhere, and nothing else.
+        """
+        receive = self.transport.socket.recv
+        try:
+            # As long as the header is not complete all that is there belongs to it.
+            data = receive(_MAX_LENGTH, socket.MSG_PEEK)
+            if not data:
+                return CONNECTION_DONE
+            header = parseHeader(self._buffer + data)
+            length = len(data) if header is None else header.length - len(self._buffer)
+            self._buffer += receive(length)
+            self.transport.steps += 1
+        except BadHeader as error:
+            self._refuse(str(error))
+            return None
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if header is not None:
+            self.end()
+            if header.peer is not None:
+                self.transport.setClient(header.peer, header.host)
+            self._done(self.transport)
+        return None
+
+    def late(self) -> None:
+        """
+        The header has not come in time.
+        """
+        self._refuse(f"no header within {self.timeout:g} s")
+
+    def ended(self) -> None:
+        """
+        The connection ended before the header did. If nothing had come it was a health check.
+        """
+        super().ended()
+        if self.hasReceived and self.transport.record.reason is None:
+            self._complain("it ended in the middle of the header")
+
+    def _refuse(self, reason: str) -> None:
+        self._complain(reason)
+        self.transport.abortConnection()
+
+    def _complain(self, reason: str) -> None:
+        self.transport.record.closeWith(CloseReason.PROXY_HEADER)
+        self.transport.sourceLog.warn(
+            self.transport.getPeer(), "PROXY header from {source} refused: {reason}", reason=reason
+        )

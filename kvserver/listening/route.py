@@ -1,0 +1,99 @@
+"""
+What a connection passes between accept(2) and its protocol.
+"""
+
+import socket
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+
+from kvserver.connections.addresses import formatAddress
+from kvserver.connections.certificates import Certificates
+from kvserver.connections.connection import DONE
+from kvserver.connections.handshake import Handshake
+from kvserver.connections.record import CloseReason, ConnectionRecord
+from kvserver.connections.registry import Connections
+from kvserver.connections.tls import TLSTransport
+from kvserver.connections.transport import Transport
+from kvserver.listening.proxy import ProxyStage
+
+
+class Route:
+    """
+    The way of the connections of one listener: a PROXY header, the limits, the handshake of TLS,
+    the protocol. The limits come as soon as the client is known.
+    """
+
+    _log = Logger(namespace="kvserver.route.Route")
+
+    def __init__(
+        self,
+        factory: Factory,
+        connections: Connections,
+        poller: Any,
+        trusted: tuple[IPv4Network | IPv6Network, ...] | None = None,
+        certificates: Certificates | None = None,
+    ) -> None:
+        """
+        @param factory: Builds a protocol for each connection. It is told when a listener begins and
+            ceases to listen.
+
+        @param connections: Knows all connections.
+
+        @param poller: Watches them.
+
+        @param trusted: Who may send a PROXY header. None: there is none to be sent.
+
+        @param certificates: What TLS shows. None: there is no TLS.
+        """
+        self.factory = factory
+        self._connections = connections
+        self._poller = poller
+        self._trusted = trusted
+        self._certificates = certificates
+
+    def enter(self, accepted: socket.socket, record: ConnectionRecord) -> None:
+        """
+        Take a connection on its way. If that fails, it fails alone.
+
+        @param accepted: Its socket. It must not block.
+
+        @param record: Takes what becomes known of it.
+        """
+        connections = self._connections
+        kind = Transport if self._certificates is None else TLSTransport
+        transport = kind(accepted, record, self._poller, connections.ended, connections.sourceLog)
+        connections.accepted(transport)
+        try:
+            if self._trusted is None:
+                self._admit(transport)
+            else:
+                ProxyStage(transport, self._trusted, self._admit).begin()
+        except Exception as error:
+            self._log.failure(
+                "The connection from {peer} could not begin",
+                peer=formatAddress(record.peer),
+                level=LogLevel.error,
+            )
+            record.closeWith(CloseReason.ERROR)
+            self._poller.lose(transport, Failure(error))
+
+    def _admit(self, transport: Transport) -> None:
+        if not self._connections.admits(transport):
+            transport.record.closeWith(CloseReason.REFUSED)
+            transport.connectionLost(DONE)
+        elif self._certificates is None:
+            self._connect(transport)
+        else:
+            Handshake(transport, self._certificates, self._connect).begin()
+
+    def _connect(self, transport: Transport) -> None:
+        protocol = self.factory.buildProtocol(transport.getPeer())
+        if protocol is None:
+            transport.record.closeWith(CloseReason.REFUSED)
+            transport.connectionLost(DONE)
+        else:
+            transport.connect(protocol)

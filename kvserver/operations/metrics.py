@@ -1,0 +1,112 @@
+"""
+Metrics for Prometheus.
+"""
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import twisted
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+
+from kvserver import __version__
+from kvserver.connections.counters import DURATION_BUCKETS
+from kvserver.connections.record import CloseReason
+from kvserver.connections.registry import Connections
+
+
+class Collector:
+    """
+    Sums up, when it is asked, what the connections count anyway.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        restarts: Callable[[], Mapping[str, int]],
+        expiry: Callable[[], float | None],
+    ) -> None:
+        """
+        @param restarts: How often each listener has been restarted, by its name.
+
+        @param expiry: When the validity of the certificate for TLS ends, in seconds since the
+            epoch; None: there is no TLS.
+        """
+        self._connections = connections
+        self._restarts = restarts
+        self._expiry = expiry
+
+    def collect(self) -> Iterator[Any]:
+        """
+        See C{prometheus_client.registry.Collector}.
+        """
+        connections, counters = self._connections, self._connections.counters
+        yield GaugeMetricFamily("kvserver_connections", "Connections now.", len(connections))
+        yield GaugeMetricFamily(
+            "kvserver_draining", "1 while the daemon stops.", int(connections.isDraining)
+        )
+        yield CounterMetricFamily(
+            "kvserver_connections_accepted", "Connections accepted.", counters.accepted
+        )
+        ended = CounterMetricFamily(
+            "kvserver_connections_ended", "Connections ended, by reason.", labels=["reason"]
+        )
+        for ending, count in counters.ended.items():
+            ended.add_metric([ending.value], count)
+        yield ended
+        yield CounterMetricFamily(
+            "kvserver_connections_refused",
+            "Connections refused since there were too many from their source.",
+            counters.ended[CloseReason.REFUSED],
+        )
+        work, received, sent = connections.counts()
+        unit = connections.unit
+        if unit is not None:
+            yield CounterMetricFamily(f"kvserver_{unit}", f"{unit.capitalize()} served.", work)
+        yield CounterMetricFamily("kvserver_received_bytes", "Bytes received.", received)
+        yield CounterMetricFamily("kvserver_sent_bytes", "Bytes sent back.", sent)
+        restarts = CounterMetricFamily(
+            "kvserver_listener_restarts", "Restarts of a listener.", labels=["listener"]
+        )
+        for listener, count in self._restarts().items():
+            restarts.add_metric([listener], count)
+        yield restarts
+        yield CounterMetricFamily(
+            "kvserver_accept_pauses",
+            "Times that nothing was accepted for a while, since accept(2) could not.",
+            counters.acceptPauses,
+        )
+        expiry = self._expiry()
+        if expiry is not None:
+            yield GaugeMetricFamily(
+                "kvserver_tls_certificate_expiry_timestamp_seconds",
+                "When the validity of the certificate ends, in seconds since the epoch.",
+                expiry,
+            )
+        count = 0
+        buckets = []
+        for bound, some in zip(
+            (*map(str, DURATION_BUCKETS), "+Inf"), counters.durations, strict=True
+        ):
+            count += some
+            buckets.append((bound, count))
+        yield HistogramMetricFamily(
+            "kvserver_connection_duration_seconds",
+            "How long connections lasted that have ended.",
+            buckets=buckets,
+            sum_value=counters.duration,
+        )
+        yield InfoMetricFamily(
+            "kvserver_build",
+            "What the daemon is made of.",
+            {
+                "version": __version__,
+                "twisted": twisted.__version__,
+                "python": platform.python_version(),
+            },
+        )

@@ -1,0 +1,215 @@
+"""
+What the service manager hears of us: the protocol of sd_notify(3).
+"""
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from kvserver.connections.throttle import REPEATED, LogThrottle
+
+STATUS_INTERVAL = 5.0
+"""
+How often the status is said anew at most, in seconds.
+"""
+
+RETRY = 0.1
+"""
+After how long a manager that is busy is told again, in seconds.
+"""
+
+STOP_MARGIN = 5.0
+"""
+How long the process may take to end when it has drained, in seconds.
+"""
+
+_BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
+"""
+sendto(2): not now.
+"""
+
+
+@dataclass(frozen=True)
+class NotifySocket:
+    """
+    The socket of the service manager that has started us.
+
+    @ivar address: An absolute path, or C{@} and the name of an abstract socket.
+
+    @ivar watchdog: The longest interval between two keep-alive messages, in seconds; 0: none are
+        expected.
+    """
+
+    address: str
+    watchdog: float = 0.0
+
+    @classmethod
+    def fromEnvironment(cls, environment: Mapping[str, str]) -> "NotifySocket | None":
+        """
+        Read what sd_notify(3) and sd_watchdog_enabled(3) define.
+
+        @raise ValueError: A variable has a value that can't be used. Says which, and why.
+        """
+        address = environment.get("NOTIFY_SOCKET")
+        watchdog = environment.get("WATCHDOG_USEC")
+        if address is None:
+            return None
+        if not (address.startswith(("/", "@")) and 1 < len(os.fsencode(address)) < 108):
+            raise ValueError(
+                f"NOTIFY_SOCKET (environment): {address!r} is not an absolute path, nor @ and a "
+                "name, of 2 to 107 bytes"
+            )
+        ours = str(os.getpid())
+        if watchdog is None or environment.get("WATCHDOG_PID", ours) != ours:
+            return cls(address)
+        if not (watchdog.isascii() and watchdog.isdigit() and int(watchdog)):
+            raise ValueError(
+                f"WATCHDOG_USEC (environment): {watchdog!r} is not a number of microseconds from 1"
+            )
+        return cls(address, int(watchdog) / 1_000_000)
+
+
+def forgetEnvironment(environment: MutableMapping[str, str]) -> None:
+    """
+    Take the variables of sd_notify(3) away: child processes must not speak for this one.
+    """
+    for name in "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID":
+        environment.pop(name, None)
+
+
+class Notifier(Service):
+    """
+    The last child: it says READY when all the others are, and STOPPING before they stop.
+    """
+
+    _log = Logger(namespace="kvserver.notify.Notifier")
+
+    def __init__(
+        self,
+        reactor: Any,
+        manager: NotifySocket | None,
+        status: Callable[[], str],
+        isHealthy: Callable[[], bool],
+        drain: float,
+    ) -> None:
+        """
+        @param reactor: Provides C{IReactorCore} and C{IReactorTime}.
+
+        @param manager: Whom to tell. None: nobody.
+
+        @param status: What we are doing, in words.
+
+        @param isHealthy: While it is false, no keep-alive message is sent.
+
+        @param drain: How long the others may take to stop, in seconds.
+        """
+        self._reactor = reactor
+        self._manager = manager
+        self._status = status
+        self._isHealthy = isHealthy
+        self._drain = drain
+        self._said = ""
+        self._unsent: list[bytes] = []
+        self._throttle = LogThrottle(reactor)
+        self._loops = (
+            (LoopingCall(self._tellStatus), STATUS_INTERVAL),
+            (LoopingCall(self._tellWatchdog), manager.watchdog / 2 if manager else 0.0),
+        )
+        for loop, _ in self._loops:
+            loop.clock = reactor
+
+    def startService(self) -> None:
+        """
+        Say READY as soon as the reactor runs.
+        """
+        super().startService()
+        if self._manager is not None:
+            # One for all that is to be said: there may be no file descriptor for another.
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+            self._reactor.callWhenRunning(self._begin)
+
+    def _begin(self) -> None:
+        if not self.running:
+            return
+        self.ready()
+        for loop, interval in self._loops:
+            if interval:
+                loop.start(interval)
+
+    def stopService(self) -> None:
+        """
+        Say STOPPING, and that it may take a while.
+        """
+        super().stopService()
+        for loop, _ in self._loops:
+            if loop.running:
+                loop.stop()
+        # It counts only beyond the time-out that the manager has of its own.
+        extension = int((self._drain + STOP_MARGIN) * 1_000_000)
+        self._tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={extension}")
+
+    def ready(self) -> None:
+        """
+        We are ready, for the first time or again.
+        """
+        if self.running:
+            self._tell("READY=1")
+
+    def reloading(self) -> None:
+        """
+        We are not quite ready, until we are again.
+        """
+        if self.running:
+            self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def _tellStatus(self) -> None:
+        status = self._status()
+        if status != self._said and not self._unsent:
+            self._said = status
+            self._tell(f"STATUS={status}")
+
+    def _tellWatchdog(self) -> None:
+        # Said late, it might be true no more.
+        if self._isHealthy() and not self._unsent:
+            self._tell("WATCHDOG=1")
+
+    def _tell(self, *assignments: str) -> None:
+        """
+        Tell the manager, now or as soon as it listens.
+        """
+        if self._manager is None:
+            return
+        self._unsent.append("\n".join(assignments).encode())
+        if len(self._unsent) == 1:
+            self._send(self._manager)
+
+    def _send(self, manager: NotifySocket) -> None:
+        # The first byte of the name of an abstract socket is 0 (unix(7)).
+        address = manager.address
+        name = "\0" + address[1:] if address.startswith("@") else address
+        while self._unsent:
+            try:
+                self._socket.sendto(self._unsent[0], name)
+            except OSError as error:
+                if error.errno in _BUSY:
+                    # Nobody who is connected is to wait until the manager has time.
+                    self._reactor.callLater(RETRY, self._send, manager)
+                    return
+                self._throttle(address, partial(self._complain, address, error))
+            del self._unsent[0]
+
+    def _complain(self, address: str, error: OSError, count: int) -> None:
+        text = "The service manager at {address} can't be told: {reason}"
+        self._log.warn(
+            text + REPEATED[count > 1], address=address, reason=error.strerror, count=count
+        )

@@ -1,0 +1,3 @@
+"""
+Supervision as in OTP, signals, and how the process ends.
+"""

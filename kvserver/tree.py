@@ -1,0 +1,144 @@
+"""
+Assembles the service tree from a configuration.
+"""
+
+import time
+from typing import Any
+
+from twisted.application.service import Service
+
+from kvserver.configuration import Configuration, TLSFiles
+from kvserver.connections.certificates import BadCertificate, Certificates
+from kvserver.connections.poller import Poller
+from kvserver.connections.registry import Connections
+from kvserver.listening.listener import Listener
+from kvserver.listening.route import Route
+from kvserver.listening.specification import ListenerSpec
+from kvserver.operations.accesslog import AccessLogFile, AccessLogStream
+from kvserver.operations.notify import Notifier
+from kvserver.served import unitOf
+from kvserver.supervision.process import exitWithFailure
+from kvserver.supervision.signals import Reload, Signals
+from kvserver.supervision.supervisor import (
+    CannotStart,
+    ChildSpec,
+    RestartIntensity,
+    Supervisor,
+)
+
+
+def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) -> Supervisor:
+    """
+    Assemble the service tree. Nothing listens before the tree is started.
+
+    @param reactor: What it runs on.
+
+    @param verbose: Log the begin and the end of each connection?
+
+    @raise CannotStart: The certificates can't be used. Says why.
+    """
+    accessLog = _accessLog(configuration.accessLog, reactor)
+    connections = Connections(
+        reactor,
+        configuration.limits,
+        accessLog.report if accessLog else None,
+        verbose,
+        unitOf(configuration.factory),
+    )
+    certificates = _certificates(configuration.tls) if configuration.tls else None
+    poller = Poller(reactor)
+
+    def listener(spec: ListenerSpec) -> ChildSpec:
+        route = Route(
+            configuration.factory,
+            connections,
+            poller,
+            configuration.proxyTrusted if "proxy" in spec.layers else None,
+            certificates if "tls" in spec.layers else None,
+        )
+        return ChildSpec(
+            spec.name, lambda died: Listener(reactor, spec, route, connections, poller, died)
+        )
+
+    def notReadyReason() -> str | None:
+        if not notifier.running:
+            return "starting" if supervisor.running else "draining"
+        listeners = (child for child in supervisor if isinstance(child, Listener))
+        broken = [str(child.name) for child in listeners if not child.isListening()]
+        return f"not listening: {', '.join(broken)}" if broken else None
+
+    def status() -> str:
+        done = f", {connections.counts()[0]} {connections.unit} served" if connections.unit else ""
+        return f"{len(connections)} connections{done}"
+
+    notifier = Notifier(
+        reactor,
+        configuration.notifySocket,
+        status,
+        lambda: notReadyReason() is None,
+        configuration.limits.drainTimeout,
+    )
+    reload = Reload(
+        notifier.reloading,
+        [
+            *([certificates.reload] if certificates else []),
+            *([accessLog.reopen] if accessLog else []),
+        ],
+        notifier.ready,
+    )
+    operations = []
+    if configuration.operations:
+        from kvserver.operations.metrics import Collector
+        from kvserver.operations.site import LIMITS, site
+
+        # Clients of the site are no clients of what is served: they have limits of their own.
+        visitors = Connections(reactor, LIMITS)
+        collector = Collector(
+            connections,
+            lambda: {spec.name: supervisor.restarts[spec.name] for spec in configuration.listeners},
+            lambda: certificates.expiry if certificates else None,
+        )
+        siteRoute = Route(site(reactor, collector, notReadyReason), visitors, poller)
+        siteSpec = ListenerSpec("metrics", (), configuration.operations)
+        # First to start and last to stop: the site still answers during the drain.
+        operations = [
+            _temporary("visitors", visitors),
+            ChildSpec(
+                siteSpec.name,
+                lambda died: Listener(
+                    reactor, siteSpec, siteRoute, visitors, poller, died, "Serving metrics"
+                ),
+            ),
+        ]
+    supervisor = Supervisor(
+        [
+            *operations,
+            *([_temporary("access log", accessLog)] if accessLog else []),
+            # To restart it would be of no use: the connections that it knows would be gone.
+            _temporary("connections", connections),
+            *map(listener, configuration.listeners),
+            ChildSpec("signals", lambda died: Signals(reactor, connections.abortDrain, reload)),
+            ChildSpec("notifier", lambda died: notifier),
+        ],
+        RestartIntensity(reactor.seconds),
+        lambda: exitWithFailure(reactor),
+    )
+    supervisor.setName("kvserver")
+    return supervisor
+
+
+def _temporary(name: str, service: Service) -> ChildSpec:
+    return ChildSpec(name, lambda died: service, "temporary")
+
+
+def _accessLog(path: str | None, reactor: Any) -> AccessLogFile | AccessLogStream | None:
+    if path is None:
+        return None
+    return AccessLogStream(time.time) if path == "-" else AccessLogFile(path, time.time, reactor)
+
+
+def _certificates(files: TLSFiles) -> Certificates:
+    try:
+        return Certificates(files.certificate, files.privateKey, files.clientCA)
+    except BadCertificate as error:
+        raise CannotStart(f"kvserver: {error}") from None

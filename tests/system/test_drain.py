@@ -1,0 +1,217 @@
+"""
+How the real daemon stops: nothing that has reached it is lost, and nobody keeps it for ever.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import (
+    LINES,
+    Sender,
+    ask,
+    connect,
+    digest,
+    program,
+    receive,
+    received,
+    silent,
+    stick,
+)
+from tests.support.daemon import PATIENCE, TWISTD, Daemon, waitFor
+from tests.support.wires import WIRES, Authority, opened
+
+
+def stopped(daemon: Daemon) -> bool:
+    """
+    Has SIGSTOP reached it?
+    """
+    return "State:\tT" in Path(f"/proc/{daemon.pid}/status").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_atRest(tmp_path: Path, number: int) -> None:
+    """
+    Connections at rest are closed with FIN, and the process ends by its signal.
+    """
+    with Daemon(tmp_path) as daemon, ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(100)]
+        for client in clients:
+            assert ask(client, b"hello\n") == b"hello\n"
+        daemon.process.send_signal(number)
+        for client in clients:
+            assert client.recv(1) == b""
+        assert daemon.process.wait(PATIENCE) == -number
+        assert daemon.logs("Draining 100 connections, for at most 15 s") == 1
+        assert daemon.logs("aborted") == 0
+
+
+@pytest.mark.parametrize("run", range(20))
+def test_stopInTheMiddle(tmp_path: Path, run: int) -> None:
+    """
+    TERM in the middle of C{seq 1 200000 | nc -N} by 20 clients: no line is lost, 20 times of 20.
+    """
+    command = [program("nc.openbsd", "nc"), "-N", "127.0.0.1"]
+    half = len(LINES) // 2
+    with Daemon(tmp_path) as daemon:
+        outputs = [(tmp_path / f"output{number}").open("w+b") for number in range(20)]
+        clients = [
+            subprocess.Popen([*command, str(daemon.port)], stdin=subprocess.PIPE, stdout=output)
+            for output in outputs
+        ]
+        waitFor(lambda: daemon.descriptors() == daemon.idleDescriptors + 20, "all are connected")
+        for client in clients:
+            assert client.stdin
+            client.stdin.write(LINES[:half])
+        daemon.process.send_signal(signal.SIGTERM)
+        for client in clients:
+            assert client.stdin
+            client.stdin.write(LINES[half:])
+            client.stdin.close()
+        for client, output in zip(clients, outputs, strict=True):
+            assert client.wait(PATIENCE) == 0
+            output.seek(0)
+            assert output.read() == LINES
+            output.close()
+        assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("options", [(), ("--max-connections=3",)])
+def test_linesThatHadReachedTheMachine(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """
+    Each line that is in the kernel when the signal comes is echoed, also of clients that have not
+    been accepted yet, or would have had to wait.
+    """
+    with Daemon(tmp_path, "--port=0", *options) as daemon, ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port))]
+        assert ask(clients[0], b"hello\n") == b"hello\n"
+        daemon.process.send_signal(signal.SIGSTOP)
+        waitFor(lambda: stopped(daemon), "the daemon is stopped")
+        clients += [stack.enter_context(connect(daemon.port)) for _ in range(20)]
+        for client in clients:
+            client.sendall(b"line\n" * 100)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(signal.SIGCONT)
+        for client in clients:
+            assert receive(client, 501) == b"line\n" * 100
+
+
+def test_busy(tmp_path: Path) -> None:
+    """
+    A connection with a line begun goes on until that line has come back; nobody new is accepted.
+    """
+    with Daemon(tmp_path) as daemon, connect(daemon.port) as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+        client.sendall(b"is it")
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.waitForLog("Draining 1 connections")
+        assert silent(client, 1)
+        with pytest.raises(ConnectionRefusedError):
+            connect(daemon.port)
+        client.sendall(b" me\n")
+        assert receive(client, 100) == b"is it me\n"
+        assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
+        assert daemon.logs("aborted") == 0
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_onEachWire(tmp_path: Path, authority: Authority, name: str) -> None:
+    """
+    Whatever the wire, TERM in the middle of a stream loses no line, a line begun is waited for, and
+    who is at rest is closed.
+    """
+    with opened(name, authority, tmp_path) as way, ExitStack() as stack:
+        idle, busy, streaming = (stack.enter_context(way.connect()) for _ in range(3))
+        for client in idle, busy, streaming:
+            assert ask(client, b"hello\n") == b"hello\n"
+        busy.sendall(b"is it")
+        sender = Sender(streaming, [LINES] * 10)
+        waitFor(lambda: sender.sent > 1 << 17, "the stream flows")
+        way.daemon.process.send_signal(signal.SIGTERM)
+        assert digest(received(streaming)) == digest([LINES] * 10)
+        assert idle.recv(1) == b""
+        assert silent(busy, 0.5)
+        busy.sendall(b" me\n")
+        assert receive(busy, 9) == b"is it me\n"
+        for client in idle, busy, streaming:
+            client.close()
+        assert way.daemon.process.wait(PATIENCE) == -signal.SIGTERM
+        assert way.daemon.logs("aborted") == 0
+
+
+def test_deadline(tmp_path: Path) -> None:
+    """
+    A client that never reads is cut at the deadline, and the log says so; a second more, and the
+    process is gone.
+    """
+    with (
+        Daemon(tmp_path, "--port=0", "--drain-timeout=2") as daemon,
+        connect(daemon.port) as client,
+    ):
+        stick(client)
+        begin = time.monotonic()
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
+        assert 2 <= time.monotonic() - begin < 3
+        assert daemon.logs("1 connections did not come to rest: aborted") == 1
+
+
+def test_secondSignal(tmp_path: Path) -> None:
+    """
+    Who is in a hurry signals twice.
+    """
+    with Daemon(tmp_path, "--port=0", "--drain-timeout=60") as daemon:
+        with connect(daemon.port) as client:
+            stick(client)
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.waitForLog("Draining")
+            begin = time.monotonic()
+            daemon.process.send_signal(signal.SIGINT)
+            assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
+            assert time.monotonic() - begin < 1
+        assert daemon.logs("Traceback") == 0
+
+
+def test_secondSignalAtOnce(tmp_path: Path) -> None:
+    """
+    However soon the second one comes.
+    """
+    with Daemon(tmp_path, "--port=0", "--drain-timeout=60") as daemon:
+        with connect(daemon.port) as client:
+            stick(client)
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.process.send_signal(signal.SIGINT)
+            daemon.process.wait(PATIENCE / 2)
+        assert daemon.logs("Traceback") == 0
+
+
+def test_fewDescriptors(tmp_path: Path) -> None:
+    """
+    If there are too few file descriptors for all who wait when the signal comes, all are served:
+    some when others have left.
+    """
+    command = (program("prlimit"), "--nofile=64:64", TWISTD, "-n", "--pidfile=")
+    with Daemon(tmp_path, command=command) as daemon, ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(200)]
+        for number, client in enumerate(clients):
+            client.sendall(b"%d\n" % number)
+        daemon.process.send_signal(signal.SIGTERM)
+        for number, client in enumerate(clients):
+            assert receive(client, 10) == b"%d\n" % number
+        assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
+
+
+def test_hangUp(tmp_path: Path) -> None:
+    """
+    HUP ends neither the process nor a connection.
+    """
+    with Daemon(tmp_path) as daemon, connect(daemon.port) as client:
+        for _ in range(3):
+            os.kill(daemon.pid, signal.SIGHUP)
+            assert ask(client, b"hello\n") == b"hello\n"
+        daemon.waitForLog("Received SIGHUP")

@@ -1,0 +1,169 @@
+"""
+Limits and time-outs, kept by the real daemon.
+"""
+
+import select
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import (
+    LINES,
+    Sender,
+    ask,
+    connect,
+    manyDescriptors,
+    receive,
+    received,
+    silent,
+    stick,
+)
+from tests.support.daemon import Daemon, waitFor
+from tests.support.wires import WIRES, Authority, opened
+
+
+def test_maxConnections(tmp_path: Path) -> None:
+    """
+    The 11th client of 10 waits, and is served when one leaves; nobody is refused.
+    """
+    with Daemon(tmp_path, "--port=0", "--max-connections=10") as daemon, ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(12)]
+        for client in clients[:10]:
+            assert ask(client, b"hello\n") == b"hello\n"
+        for late in clients[10:]:
+            late.sendall(b"late\n")
+        assert silent(clients[10])
+        for leaving, waiting in (0, 10), (1, 11):
+            clients[leaving].close()
+            assert receive(clients[waiting], 5) == b"late\n"
+        for client in clients[2:]:
+            assert ask(client, b"hello\n") == b"hello\n"
+        assert daemon.logs("10 connections: no more are accepted until one ends") == 1
+
+
+def test_maxConnectionsPerSource(tmp_path: Path) -> None:
+    """
+    A source that has its share is refused more, and that is logged once; another one is served.
+    """
+    options = ("--port=0", "--max-connections-per-source=3")
+    with Daemon(tmp_path, *options) as daemon, ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(3)]
+        for client in clients:
+            assert ask(client, b"hello\n") == b"hello\n"
+        for _ in range(5):
+            with connect(daemon.port) as refused:
+                assert refused.recv(1) == b""
+        with socket.create_connection(
+            ("127.0.0.1", daemon.port), source_address=("127.0.0.2", 0)
+        ) as other:
+            assert ask(other, b"hello\n") == b"hello\n"
+        clients[0].close()
+
+        def admitted() -> bool:
+            with connect(daemon.port) as client:
+                try:
+                    return ask(client, b"hello\n") == b"hello\n"
+                except ConnectionResetError:
+                    return False
+
+        waitFor(admitted, "one may come when one has left")
+        assert daemon.logs("127.0.0.1 has 3 connections: more are refused") == 1
+
+
+def test_idleTimeout(tmp_path: Path) -> None:
+    """
+    Of 5,000 idle and 200 dripping clients the idle ones are gone after 5 to 7 seconds, and the
+    others stay; a new client is answered in under 50 ms all the time.
+    """
+    with (
+        manyDescriptors(6_000),
+        Daemon(tmp_path, "--port=0", "--idle-timeout=5") as daemon,
+        ExitStack() as stack,
+    ):
+        dripping = [stack.enter_context(connect(daemon.port)) for _ in range(200)]
+        stop = threading.Event()
+
+        def drip() -> None:
+            while not stop.wait(1):
+                for client in dripping:
+                    client.sendall(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(stop.set)
+        poll = select.poll()
+        begun: dict[int, float] = {}
+        for _ in range(5_000):
+            begin = time.monotonic()
+            client = stack.enter_context(connect(daemon.port))
+            assert ask(client, b"hello\n") == b"hello\n"
+            begun[client.fileno()] = begin
+            poll.register(client, select.POLLIN)
+        slowest = 0.0
+        lived: list[float] = []
+        deadline = time.monotonic() + 20
+        while begun and time.monotonic() < deadline:
+            for descriptor, _ in poll.poll(10):
+                poll.unregister(descriptor)
+                lived.append(time.monotonic() - begun.pop(descriptor))
+            asked = time.monotonic()
+            with connect(daemon.port) as client:
+                assert ask(client, b"hello\n") == b"hello\n"
+            slowest = max(slowest, time.monotonic() - asked)
+        assert begun == {}
+        assert min(lived) >= 5
+        assert max(lived) <= 7
+        assert slowest < 0.05
+        stop.set()
+        thread.join()
+        for client in dripping:
+            client.sendall(b"\n")
+            assert client.recv(1) == b"x"
+
+
+def test_writeTimeout(tmp_path: Path) -> None:
+    """
+    A client that leaves its echo unread is cut; one that reads slowly is not, nor one that is idle.
+    """
+    with Daemon(tmp_path, "--port=0", "--write-timeout=2") as daemon, ExitStack() as stack:
+        stuck, slow, idle = (stack.enter_context(connect(daemon.port)) for _ in range(3))
+        sender = Sender(slow, [LINES] * 10)
+        assert ask(idle, b"hello\n") == b"hello\n"
+        stick(stuck)
+        begin = time.monotonic()
+        came = 0
+        while daemon.descriptors() > daemon.idleDescriptors + 2:
+            came += len(slow.recv(1 << 16))
+            time.sleep(0.05)
+        assert 2 <= time.monotonic() - begin < 5
+        assert came + sum(map(len, received(slow))) == 10 * len(LINES)
+        assert ask(idle, b"hello\n") == b"hello\n"
+        sender.join()
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_onEachWire(tmp_path: Path, authority: Authority, name: str) -> None:
+    """
+    Whatever the wire, an idle client is closed, one that leaves its echo unread is cut, and one
+    that drips stays.
+    """
+    more = ("--idle-timeout=2", "--write-timeout=2")
+    with opened(name, authority, tmp_path, *more) as way, ExitStack() as stack:
+        idle, stuck, dripping = (stack.enter_context(way.connect()) for _ in range(3))
+        for client in idle, stuck, dripping:
+            assert ask(client, b"hello\n") == b"hello\n"
+        Sender(stuck, [LINES] * 100)
+        begin = time.monotonic()
+        while way.daemon.descriptors() > way.daemon.idleDescriptors + 1:
+            assert time.monotonic() - begin < 12
+            dripping.sendall(b"x")
+            time.sleep(0.1)
+        assert time.monotonic() - begin >= 2
+        assert idle.recv(1) == b""
+        dripping.sendall(b"\n")
+        assert dripping.recv(1) == b"x"

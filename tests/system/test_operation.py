@@ -1,0 +1,565 @@
+"""
+What an operator sees of the real daemon: access log, metrics, health.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.clients import LINES, Sender, ask, connect, exchange, program, reset, stick
+from tests.support.daemon import PATIENCE, TWIST, Daemon, quietPort, waitFor
+from tests.support.readme import block
+from tests.support.sabotage import Sabotaged
+from tests.support.wires import PROXY_V1, Authority, TLSClient
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """
+    What the access log has.
+    """
+    return [json.loads(line) for line in (folder / "access.log").read_text().splitlines()]
+
+
+def endings(folder: Path) -> list[str]:
+    """
+    How connections have ended, without the one that each L{Daemon} begins with.
+    """
+    return [record["reason"] for record in records(folder)[1:]]
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """
+    Ask the metrics site.
+
+    @return: The status and the body.
+    """
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def samples(port: int) -> dict[str, float]:
+    """
+    The metrics, by name and labels.
+    """
+    _, body = get(port, "/metrics")
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+    }
+
+
+def watched(port: int) -> tuple[str, ...]:
+    """
+    The options for an access log, and metrics at that port.
+    """
+    return ("--access-log=access.log", f"--metrics=tcp:{port}:interface=127.0.0.1")
+
+
+def hello(client: Any) -> None:
+    """
+    One line.
+    """
+    assert ask(client, b"hello\n") == b"hello\n"
+
+
+# One act for each way that a connection may end.
+
+Connect = Callable[[], Any]
+"""
+Connects one more client.
+"""
+
+
+def closes(daemon: Daemon, another: Connect) -> None:
+    """
+    The client closes.
+    """
+    with another() as client:
+        assert exchange(client, [b"1\n2\n3"]) == b"1\n2\n3"
+
+
+def leaves(daemon: Daemon, another: Connect) -> None:
+    """
+    The client is gone when it has got its echo; with TLS, without a word.
+    """
+    with another() as client:
+        hello(client)
+
+
+def looks(daemon: Daemon, another: Connect) -> None:
+    """
+    The client connects, as a health check does.
+    """
+    connect(int(daemon.listening[-1])).close()
+
+
+def resets(daemon: Daemon, another: Connect) -> None:
+    """
+    The client resets.
+    """
+    client = another()
+    hello(client)
+    reset(client)
+
+
+def idles(daemon: Daemon, another: Connect) -> None:
+    """
+    The client does nothing.
+    """
+    with another() as client:
+        assert client.recv(1) == b""
+
+
+def stuck(client: Any) -> Any:
+    """
+    Send until nothing more is taken, and read nothing.
+    """
+    sender = Sender(client, [LINES] * 100, end=lambda: None)
+    waitFor(sender.isStuck, "a client that is stuck")
+    return client
+
+
+def stalls(daemon: Daemon, another: Connect) -> None:
+    """
+    The client does not read.
+    """
+    with stuck(another()):
+        waitFor(lambda: len(endings(daemon.log.parent)) == 1, "the end")
+
+
+def rests(daemon: Daemon, another: Connect) -> None:
+    """
+    The client is at rest when the daemon stops.
+    """
+    with another() as client:
+        hello(client)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert client.recv(1) == b""
+    daemon.stop()
+
+
+def stallsAtTheEnd(daemon: Daemon, another: Connect) -> None:
+    """
+    The client does not read when the daemon stops.
+    """
+    with stuck(another()):
+        daemon.stop()
+
+
+def crowds(daemon: Daemon, another: Connect) -> None:
+    """
+    The client has one connection too many.
+    """
+    with connect(daemon.port) as one:
+        hello(one)
+        with connect(daemon.port) as two, contextlib.suppress(ConnectionResetError):
+            assert two.recv(1) == b""
+
+
+def babbles(daemon: Daemon, another: Connect) -> None:
+    """
+    The client of the second listener says what is neither TLS nor a PROXY header.
+    """
+    with connect(int(daemon.listening[1])) as client:
+        client.sendall(b"hello\n" * 10)
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(100):
+                pass
+
+
+def stutters(daemon: Daemon, another: Connect) -> None:
+    """
+    The client says the beginning of a TLS handshake, and no more.
+    """
+    with connect(int(daemon.listening[1])) as client:
+        client.sendall(b"\x16\x03\x01")
+
+
+def garbles(daemon: Daemon, another: Connect) -> None:
+    """
+    The client sends a TLS record that is none.
+    """
+    with another() as client:
+        hello(client)
+        client.raw.sendall(b"hello\n" * 10)
+        with contextlib.suppress(OSError):
+            client.recv(1)
+
+
+def breaks(daemon: Daemon, another: Connect) -> None:
+    """
+    The client meets a fault of the daemon.
+    """
+    assert isinstance(daemon, Sabotaged)
+    daemon.sabotage("raise")
+    with connect(daemon.port) as client:
+        client.sendall(b"raise\n")
+        assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("reason", "wire", "options", "act"),
+    [
+        ("client_closed", "", (), closes),
+        ("client_closed", "", (), leaves),
+        ("client_closed", "", (), looks),
+        ("client_closed", "tls:", (), closes),
+        ("client_closed", "tls:", (), leaves),
+        ("client_closed", "tls:", (), looks),
+        ("client_closed", "proxy:", (), looks),
+        ("reset", "", (), resets),
+        ("reset", "tls:", (), resets),
+        ("reset", "tls:", (), garbles),
+        ("idle_timeout", "", ("--idle-timeout=1",), idles),
+        ("idle_timeout", "tls:", ("--idle-timeout=1",), idles),
+        ("write_timeout", "", ("--write-timeout=1",), stalls),
+        ("write_timeout", "tls:", ("--write-timeout=1",), stalls),
+        ("drained", "", (), rests),
+        ("drained", "tls:", (), rests),
+        ("aborted", "", ("--drain-timeout=1",), stallsAtTheEnd),
+        ("aborted", "tls:", ("--drain-timeout=1",), stallsAtTheEnd),
+        ("refused", "", ("--max-connections-per-source=1",), crowds),
+        ("handshake_failed", "tls:", (), babbles),
+        ("handshake_failed", "tls:", (), stutters),
+        ("proxy_header", "proxy:", (), babbles),
+        ("error", "", (), breaks),
+    ],
+)
+def test_ending(
+    tmp_path: Path,
+    authority: Authority,
+    reason: str,
+    wire: str,
+    options: tuple[str, ...],
+    act: Callable[[Daemon, Connect], None],
+) -> None:
+    """
+    Each way to end has its reason, and its record.
+    """
+    options += ("--listen", "tcp:0")
+    if wire:
+        options += ("--listen", f"{wire}tcp:0")
+    if wire == "tls:":
+        certificate, key = authority.issue("localhost")
+        options += (f"--tls-certificate={certificate}", f"--tls-private-key={key}")
+    metrics = quietPort()
+    with Sabotaged(tmp_path, *options, *watched(metrics)) as daemon:
+
+        def another() -> Any:
+            client = connect(int(daemon.listening[-1]))
+            return TLSClient(client, authority.client()) if wire else client
+
+        act(daemon, another)
+        waitFor(lambda: endings(tmp_path), "the record")
+        record = records(tmp_path)[1]
+        assert record["reason"] == reason
+        assert record["listener"] == f"{wire}tcp:0"
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", record["peer"])
+        assert (record["client"], record["subject"]) == (None, None)
+        assert 0 <= record["seconds"] < PATIENCE
+        if act is closes:
+            assert (record["lines"], record["bytes_in"], record["bytes_out"]) == (2, 5, 5)
+        elif act in (stalls, stallsAtTheEnd):
+            assert 0 < record["bytes_out"] < record["bytes_in"]
+        if reason not in ("drained", "aborted"):
+            found = samples(metrics)
+            # With the one that a Daemon begins with.
+            count = 2 if reason == "client_closed" else 1
+            assert found[f"kvserver_connections_ended_total {reason}"] == count
+        if reason == "error":
+            assert daemon.logs("ZeroDivisionError: sabotage") == 1
+        else:
+            assert daemon.logs("#error]") == daemon.logs("#critical]") == 0
+
+
+def test_sums(tmp_path: Path, authority: Authority) -> None:
+    """
+    The sums of the access log are the metrics; who came by PROXY and TLS is named.
+    """
+    certificate, key = authority.issue("localhost")
+    metrics = quietPort()
+    options = (
+        *("--listen", "tcp:0", "--listen", "proxy:tls:tcp:0", *watched(metrics)),
+        *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
+        f"--tls-client-ca={authority.certificate}",
+    )
+    with Daemon(tmp_path, *options) as daemon:
+        for _ in range(20):
+            with connect(daemon.port) as client:
+                assert exchange(client, [b"1\n2\n3"]) == b"1\n2\n3"
+            client = connect(daemon.port)
+            hello(client)
+            reset(client)
+        with connect(daemon.port) as client:
+            assert exchange(client, [LINES]) == LINES
+        raw = connect(int(daemon.listening[1]))
+        raw.sendall(PROXY_V1)
+        with TLSClient(raw, authority.client(authority.issue("client"))) as secured:
+            hello(secured)
+        stalled = connect(daemon.port)
+        stick(stalled)
+        reset(stalled)
+        waitFor(lambda: len(records(tmp_path)) == 44, "all records")
+        found, logged = samples(metrics), records(tmp_path)
+        assert found["kvserver_connections"] == 0
+        assert found["kvserver_connections_accepted_total"] == len(logged)
+        assert {record["id"] for record in logged} == set(range(1, len(logged) + 1))
+        assert found["kvserver_connection_duration_seconds_count"] == len(logged)
+        for name, field in ("lines", "lines"), ("received_bytes", "bytes_in"):
+            assert found[f"kvserver_{name}_total"] == sum(record[field] for record in logged)
+        assert found["kvserver_sent_bytes_total"] == sum(record["bytes_out"] for record in logged)
+        # What the clients have counted; the last one has not read its own.
+        received = 20 * (5 + 6) + len(LINES) + 6
+        assert sum(record["bytes_out"] for record in logged[:-1]) == received + 6
+        reasons = Counter(record["reason"] for record in logged)
+        assert reasons["reset"] >= 21
+        for reason, count in reasons.items():
+            assert found[f"kvserver_connections_ended_total {reason}"] == count
+        (secure,) = (record for record in logged if record["tls"])
+        assert (secure["client"], secure["tls"]) == ("192.0.2.1:1024", "TLSv1.3")
+        assert secure["subject"] == "CN=client"
+        assert (secure["lines"], secure["bytes_in"], secure["bytes_out"]) == (1, 6, 6)
+
+
+def load(daemon: Daemon, rounds: int) -> None:
+    """
+    Clients that lose nothing.
+    """
+    text = LINES[:10_000]
+    for _ in range(rounds):
+        with connect(daemon.port) as client:
+            assert exchange(client, [text]) == text
+
+
+def test_lostLog(tmp_path: Path) -> None:
+    """
+    An access log whose folder is removed under load harms nobody, and is one error line; after HUP,
+    when the folder is there again, records are written.
+    """
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    with Daemon(tmp_path, "--port=0", "--access-log=logs/access.log") as daemon:
+        load(daemon, 20)
+        shutil.rmtree(logs)
+        load(daemon, 20)
+        assert daemon.logs("[kvserver.accesslog.AccessLogFile#error]") == 1
+        assert daemon.logs("can't be written: No such file or directory") == 1
+        logs.mkdir()
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.waitForLog("has been opened again")
+        load(daemon, 20)
+        waitFor(lambda: len(records(logs)) >= 20, "new records")
+        assert "Traceback" not in daemon.log.read_text()
+
+
+def test_fullDisk(tmp_path: Path) -> None:
+    """
+    A full disk harms nobody, and is one error line.
+    """
+    with Daemon(tmp_path, "--port=0", "--access-log=/dev/full") as daemon:
+        load(daemon, 20)
+        assert daemon.logs("[kvserver.accesslog.AccessLogFile#error]") == 1
+        assert daemon.logs("can't be written: No space left on device") == 1
+
+
+def test_readyWhileBroken(tmp_path: Path) -> None:
+    """
+    While a listening socket is broken we are not ready, and afterwards we are.
+    """
+    metrics = quietPort()
+    with Sabotaged(tmp_path, "--port=0", *watched(metrics)) as daemon:
+        assert get(metrics, "/readyz") == (200, "ready\n")
+        # The listener may find out before we ask; not each time.
+        for restarts in range(1, 4):
+            daemon.sabotage("close")
+            answer = get(metrics, "/readyz")
+            daemon.waitForLog("died, and is restarted", restarts)
+            assert samples(metrics)["kvserver_listener_restarts_total tcp:0"] == restarts
+            assert get(metrics, "/readyz") == (200, "ready\n")
+            if answer == (503, "not listening: tcp:0\n"):
+                return
+    raise AssertionError(answer)
+
+
+def test_readyWhileDraining(tmp_path: Path) -> None:
+    """
+    While the daemon drains it answers: it is alive, it is not ready, it drains.
+    """
+    metrics = quietPort()
+    with Daemon(tmp_path, "--port=0", *watched(metrics)) as daemon, connect(daemon.port) as client:
+        stick(client)
+        daemon.process.send_signal(signal.SIGTERM)
+        waitFor(lambda: get(metrics, "/readyz") == (503, "draining\n"), "draining")
+        assert get(metrics, "/healthz") == (200, "alive\n")
+        assert samples(metrics)["kvserver_draining"] == 1
+        assert samples(metrics)["kvserver_connections"] == 1
+
+
+def test_jsonLog(tmp_path: Path) -> None:
+    """
+    C{twist --log-format=json} logs JSON, with the level and the fields of each event, and with
+    --log-level=debug also the life of each connection.
+    """
+    command = (TWIST, "--log-format=json", "--log-level=debug")
+    port = quietPort()
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, "kvserver", f"--port={port}", "--access-log=-"], stdout=file, stderr=file
+        )
+    try:
+        waitFor(lambda: "Accepting" in log.read_text(), "it listens")
+        with connect(port) as client:
+            assert ask(client, b"secret\n") == b"secret\n"
+        waitFor(lambda: "client_closed" in log.read_text(), "the end")
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+    assert "secret" not in log.read_text()
+    # Each after a record separator (RFC 7464).
+    events = [json.loads(event) for event in log.read_text().split("\x1e")[1:]]
+    by = {event["log_format"]: event for event in events if event.get("log_format")}
+    assert by["Accepting connections on {address}{layers}"]["address"] == f"port {port}"
+    begun = by["Connection {number} from {peer} on {listener}"]
+    assert begun["log_level"]["name"] == "debug"
+    assert (begun["number"], begun["listener"]) == (1, f"tcp:{port}")
+    assert json.loads(by["{record}"]["record"])["lines"] == 1
+
+
+def test_repeatedWarnings(tmp_path: Path) -> None:
+    """
+    What many connections of one source bring about is one warning.
+    """
+    with Daemon(tmp_path, "--listen", "tcp:0", "--listen", "proxy:tcp:0") as daemon:
+        for _ in range(20):
+            babbles(daemon, list)
+        assert daemon.logs("#warn]") == 1
+        assert daemon.logs("hello") == 0
+
+
+class TestCannotStart:
+    """
+    What is wrong is said in one line.
+    """
+
+    def test_metricsPortInUse(self, tmp_path: Path) -> None:
+        """
+        The port of the metrics.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(AssertionError):
+                Daemon(tmp_path, "--port=0", f"--metrics=tcp:{port}:interface=127.0.0.1")
+        log = (tmp_path / "daemon.log").read_text()
+        line = f"Cannot listen on 127.0.0.1 port {port}: Address already in use"
+        assert log.count(line) == 1
+        assert "Traceback" not in log
+
+
+# Prometheus.
+
+
+def test_promtool(tmp_path: Path) -> None:
+    """
+    promtool has nothing to say against the metrics, nor against the README's alerts and scrapes.
+    """
+    promtool = program("promtool")
+    metrics = quietPort()
+    with Daemon(tmp_path, "--port=0", *watched(metrics)):
+        _, body = get(metrics, "/metrics")
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=body, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    (tmp_path / "rules.yml").write_text(block("groups:"))
+    subprocess.run([promtool, "check", "rules", str(tmp_path / "rules.yml")], check=True)
+    (tmp_path / "prometheus.yml").write_text(block("scrape_configs:"))
+    subprocess.run([promtool, "check", "config", str(tmp_path / "prometheus.yml")], check=True)
+
+
+@contextlib.contextmanager
+def started(folder: Path, port: int, *command: str) -> Iterator[None]:
+    """
+    A program that answers HTTP at a port.
+    """
+    with (folder / "program.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+
+    def ready() -> bool:
+        assert process.poll() is None, (folder / "program.log").read_text()
+        with contextlib.suppress(OSError):
+            return get(port, "/-/healthy")[0] < 500
+        return False
+
+    try:
+        waitFor(ready, command[0])
+        yield
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_prometheus(tmp_path: Path) -> None:
+    """
+    A real Prometheus scrapes the daemon.
+    """
+    prometheus = program("prometheus")
+    metrics = quietPort()
+    with Daemon(tmp_path, "--port=0", *watched(metrics)) as daemon:
+        # Two that are free at the same time.
+        port = quietPort()
+        (tmp_path / "prometheus.yml").write_text(
+            "global: {scrape_interval: 1s}\n"
+            "scrape_configs:\n"
+            "- job_name: kvserver\n"
+            f"  static_configs: [targets: ['127.0.0.1:{metrics}']]\n"
+        )
+        command = (
+            *(prometheus, "--config.file=prometheus.yml", "--storage.tsdb.path=data"),
+            f"--web.listen-address=127.0.0.1:{port}",
+        )
+        with connect(daemon.port), started(tmp_path, port, *command):
+
+            def connections() -> bool:
+                status, body = get(port, "/api/v1/query?query=kvserver_connections")
+                # At first it is not ready.
+                return status == 200 and [
+                    r["value"][1] for r in json.loads(body)["data"]["result"]
+                ] == ["1"]
+
+            waitFor(connections, "a sample")
+
+
+def test_blackboxExporter(tmp_path: Path) -> None:
+    """
+    The README's configuration of blackbox_exporter probes the echo from end to end.
+    """
+    exporter = program("prometheus-blackbox-exporter", "blackbox_exporter")
+    (tmp_path / "blackbox.yml").write_text(block("modules:"))
+    with Daemon(tmp_path) as daemon:
+        port = quietPort()
+        where = f"--web.listen-address=127.0.0.1:{port}"
+        with started(tmp_path, port, exporter, "--config.file=blackbox.yml", where):
+            probe = f"/probe?module=kvserver_echo&target=127.0.0.1:{daemon.port}"
+            assert "\nprobe_success 1\n" in get(port, probe)[1]
+            daemon.stop()
+            assert "\nprobe_success 0\n" in get(port, probe)[1]

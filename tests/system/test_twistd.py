@@ -1,0 +1,313 @@
+"""
+The daemon as twistd and twist start it, and how it fails to start.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import ask, connect, program, skip
+from tests.support.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment, waitFor
+from tests.support.wires import unix
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """
+    A port that is in use.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def run(
+    folder: Path, *command: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """
+    Run a command to its end.
+    """
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=env or environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_foreground(tmp_path: Path) -> None:
+    """
+    C{twistd -n} logs the port, answers, and dies of the signal that ends it.
+    """
+    with Daemon(tmp_path) as daemon:
+        with connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+        assert daemon.stop(signal.SIGTERM) == -signal.SIGTERM
+        with pytest.raises(ConnectionRefusedError):
+            connect(daemon.port)
+        assert "Traceback" not in daemon.log.read_text()
+
+
+def test_portFromEnvironment(tmp_path: Path, taken: int) -> None:
+    """
+    C{PORT} is the port, as with the guide's server, unless C{--port} is given.
+    """
+    options = ("--interface", "127.0.0.1")
+    wrong = environment(PORT=str(taken))
+    with Daemon(tmp_path, *options, env=environment(PORT="0")):
+        pass
+    with Daemon(tmp_path, *options, "--port=0", env=wrong):
+        pass
+    done = run(tmp_path, TWISTD, "-n", "kvserver", *options, env=wrong)
+    assert f"127.0.0.1 port {taken}: Address already in use" in done.stdout
+
+
+def test_twist(tmp_path: Path) -> None:
+    """
+    C{twist kvserver} works the same.
+    """
+    with Daemon(tmp_path, command=(TWIST, "--log-format=text")) as daemon:
+        with connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+        assert daemon.stop(signal.SIGTERM) == -signal.SIGTERM
+
+
+def test_daemonized(tmp_path: Path) -> None:
+    """
+    C{twistd} goes into the background, leaves its pid and its log where it is told, and takes the
+    pid file away at its end.
+    """
+    pidFile, log = tmp_path / "kvserver.pid", tmp_path / "kvserver.log"
+    done = run(
+        tmp_path,
+        *(TWISTD, f"--pidfile={pidFile}", f"--logfile={log}"),
+        *("kvserver", "--port=0", "--interface=127.0.0.1"),
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    pid = int(pidFile.read_text())
+    try:
+        assert pid != os.getpid()
+        _, _, rest = log.read_text().partition("Accepting connections on port ")
+        with connect(int(rest.split()[0])) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        waitFor(lambda: not pidFile.exists(), "the pid file is gone")
+
+
+def test_endpointOfAPlugin(tmp_path: Path) -> None:
+    """
+    An endpoint that a plugin of Twisted adds is listened on as any other.
+    """
+    plugins = tmp_path / "plugged" / "twisted" / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "kvserver_test_endpoint.py").write_text(
+        "from twisted.internet.endpoints import UNIXServerEndpoint\n"
+        "from twisted.internet.interfaces import IStreamServerEndpointStringParser\n"
+        "from twisted.plugin import IPlugin\n"
+        "from zope.interface import implementer\n"
+        "@implementer(IPlugin, IStreamServerEndpointStringParser)\n"
+        "class Parser:\n"
+        "    prefix = 'plugged'\n"
+        "    def parseStreamServer(self, reactor, path):\n"
+        "        return UNIXServerEndpoint(reactor, path)\n"
+        "parser = Parser()\n"
+    )
+    path = [str(tmp_path / "plugged"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    where = tmp_path / "echo.sock"
+    with Daemon(
+        tmp_path,
+        *("--listen", "tcp:0", "--listen", f"plugged:{where}"),
+        env=environment(PYTHONPATH=os.pathsep.join(path)),
+    ) as daemon:
+        assert daemon.listening[1] == f"plugged:{where}"
+        with unix(str(where)) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+
+
+def test_socketFromInheritedBinding(tmp_path: Path) -> None:
+    """
+    A socket that systemd passes is listened on, without a name; it stays systemd's.
+    """
+    # Do as systemd does: the socket is file descriptor 3, and the environment says so to this
+    # process.
+    script = (
+        "import os, sys\n"
+        "os.dup2(int(sys.argv[1]), 3)\n"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n"
+        "os.execv(sys.argv[2], sys.argv[2:])\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        number = passed.fileno()
+        command = (sys.executable, "-c", script, str(number), TWISTD, "-n", "--pidfile=")
+        options = ("--listen", "systemd:domain=INET:index=0")
+        with Daemon(tmp_path, *options, command=command, descriptors=(number,)) as daemon:
+            assert daemon.port == passed.getsockname()[1]
+            with connect(daemon.port) as client:
+                assert ask(client, b"hello\n") == b"hello\n"
+        # Who connects now waits for the next one.
+        connect(daemon.port).close()
+
+
+class TestCannotStart:
+    """
+    What is wrong is said in one line, with exit status 1, in 2 seconds more than it takes twistd to
+    do nothing; there is no traceback, and nothing is left behind.
+    """
+
+    def fails(self, folder: Path, *command: str, env: dict[str, str] | None = None) -> str:
+        """
+        Run a command that must fail. Return what it prints.
+        """
+        begin = time.monotonic()
+        run(folder, TWISTD, "--version")
+        nothing = time.monotonic()
+        done = run(folder, *command, env=env)
+        assert time.monotonic() - nothing < 2 + (nothing - begin)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stdout
+        assert os.listdir(folder) == []
+        return done.stdout
+
+    @pytest.mark.parametrize("command", [(TWISTD, "-n"), (TWISTD,), (TWIST,)])
+    def test_oneLine(self, tmp_path: Path, command: tuple[str, ...]) -> None:
+        """
+        However it is started, a wrong command line gets one line and nothing else.
+        """
+        printed = self.fails(tmp_path, *command, "kvserver", "--prod=4040")
+        assert printed == "kvserver: option --prod not recognized\n"
+
+    @pytest.mark.parametrize("value", ["", "x", "-1", "65536"])
+    def test_port(self, tmp_path: Path, value: str) -> None:
+        """
+        C{--port} and C{PORT}.
+        """
+        command = (TWISTD, "-n", "kvserver")
+        accepted = f"{value!r} is not a TCP port from 0 to 65535\n"
+        printed = self.fails(tmp_path, *command, f"--port={value}")
+        assert printed == f"kvserver: --port: {accepted}"
+        printed = self.fails(tmp_path, *command, env=environment(PORT=value))
+        assert printed == f"kvserver: PORT (environment): {accepted}"
+
+    @pytest.mark.parametrize("value", ["", "localhost"])
+    def test_interface(self, tmp_path: Path, value: str) -> None:
+        """
+        C{--interface}.
+        """
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", f"--interface={value}")
+        assert printed == (
+            f"kvserver: --interface: {value!r} is not an IPv4 or IPv6 address, "
+            "as 127.0.0.1 or ::1\n"
+        )
+
+    @pytest.mark.parametrize(
+        "option", ["max-connections=x", "idle-timeout=-1", "write-timeout=0", "drain-timeout=0"]
+    )
+    def test_number(self, tmp_path: Path, option: str) -> None:
+        """
+        Limits and time-outs.
+        """
+        name, _, value = option.partition("=")
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", f"--{option}")
+        assert printed.startswith(f"kvserver: --{name}: {value!r} is not a number of ")
+        assert printed.count("\n") == 1
+
+    def test_listen(self, tmp_path: Path) -> None:
+        """
+        C{--listen}.
+        """
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "--listen=tls:tcp:0")
+        assert printed == "kvserver: --listen: tls: needs --tls-certificate\n"
+
+    def test_strayArgument(self, tmp_path: Path) -> None:
+        """
+        An argument.
+        """
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "4040")
+        assert printed == "kvserver: unexpected argument '4040': kvserver takes options only\n"
+
+    @pytest.mark.parametrize(
+        "command",
+        [(TWISTD, "-n"), (TWISTD, "--logfile=/dev/null"), (TWIST,)],
+        ids=["foreground", "daemonized", "twist"],
+    )
+    def test_portInUse(self, tmp_path: Path, taken: int, command: tuple[str, ...]) -> None:
+        """
+        A port in use, by anybody on any address. The shell that starts a daemon is told as well.
+        """
+        printed = self.fails(tmp_path, *command, "kvserver", f"--port={taken}")
+        assert printed.count(f"Cannot listen on port {taken}: Address already in use") == 1
+
+    def test_foreignInterface(self, tmp_path: Path) -> None:
+        """
+        An address that is not of this host (RFC 5737: nobody's).
+        """
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "-p4040", "-i192.0.2.1")
+        line = "Cannot listen on 192.0.2.1 port 4040: Cannot assign requested address"
+        assert printed.count(line) == 1
+
+    def test_privilegedPort(self, tmp_path: Path) -> None:
+        """
+        A port below 1024 without the right to it.
+        """
+        unprivileged = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+        if unprivileged <= 1:
+            skip("on this host no port is privileged")
+        command = [TWISTD, "-n", "kvserver", "--port=1"]
+        if os.getuid() == 0:
+            command = [program("setpriv"), "--bounding-set=-net_bind_service", *command]
+        printed = self.fails(tmp_path, *command)
+        assert printed.count("Cannot listen on port 1: Permission denied") == 1
+
+
+class TestNoIPv6:
+    """
+    A kernel that has no IPv6.
+    """
+
+    @pytest.fixture
+    def env(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+        """
+        An environment in which Python finds no IPv6.
+        """
+        folder = tmp_path_factory.mktemp("noIPv6")
+        (folder / "sitecustomize.py").write_text(
+            "import errno, socket\n"
+            "class IPv4Only(socket.socket):\n"
+            "    def __init__(self, family=socket.AF_INET, *rest, **more):\n"
+            "        if family == socket.AF_INET6:\n"
+            "            raise OSError(errno.EAFNOSUPPORT, 'Address family not supported')\n"
+            "        super().__init__(family, *rest, **more)\n"
+            "socket.socket = IPv4Only\n"
+        )
+        path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return environment(PYTHONPATH=os.pathsep.join(path))
+
+    def test_fallsBack(self, tmp_path: Path, env: dict[str, str]) -> None:
+        """
+        The daemon listens on IPv4 alone.
+        """
+        with Daemon(tmp_path, env=env) as daemon, connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+            with pytest.raises(OSError, match=r"refused|not supported"):
+                connect(daemon.port, "::1")
+
+    def test_asked(self, tmp_path: Path, env: dict[str, str]) -> None:
+        """
+        Asked for IPv6, it says that there is none.
+        """
+        done = run(tmp_path, TWISTD, "-n", "kvserver", "-p4040", "--interface=::1", env=env)
+        assert done.returncode == 1
+        assert "Cannot listen on ::1 port 4040: Address family not supported" in done.stdout
+        assert "Traceback" not in done.stdout

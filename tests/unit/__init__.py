@@ -1,0 +1,3 @@
+"""
+Logic, tested in memory. It mirrors the folders of kvserver.
+"""

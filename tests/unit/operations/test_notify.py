@@ -1,0 +1,288 @@
+"""
+What the service manager hears: on a fake clock, at a socket of its own.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel, capturedLogs
+
+from kvserver.operations.notify import (
+    RETRY,
+    STATUS_INTERVAL,
+    Notifier,
+    NotifySocket,
+    forgetEnvironment,
+)
+from tests.support.clients import ask, connect
+from tests.support.daemon import PATIENCE, Daemon, environment
+
+SOCKET = "/run/systemd/notify"
+
+
+class Ear:
+    """
+    The manager's socket.
+
+    @ivar address: Where it is.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
+        self.socket.settimeout(PATIENCE)
+
+    def hear(self) -> str:
+        """
+        The next thing that is said.
+        """
+        return self.socket.recv(4096).decode()
+
+    def heard(self) -> list[str]:
+        """
+        All that has been said, and was not heard yet.
+        """
+        said: list[str] = []
+        self.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                said.append(self.hear())
+        self.socket.settimeout(PATIENCE)
+        return said
+
+
+@pytest.fixture(params=["path", "abstract"])
+def ear(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ear]:
+    """
+    A manager that listens.
+    """
+    ear = Ear(f"{tmp_path}/notify" if request.param == "path" else f"@kvserver-{os.getpid()}")
+    with ear.socket:
+        yield ear
+
+
+class House:
+    """
+    A notifier, and what it has to tell of.
+    """
+
+    def __init__(self, manager: NotifySocket | None) -> None:
+        self.reactor = MemoryReactorClock()
+        self.status = "nothing"
+        self.well = True
+        self.notifier = Notifier(
+            self.reactor, manager, lambda: self.status, lambda: self.well, drain=15
+        )
+
+    def run(self) -> None:
+        """
+        The service starts, and the reactor runs.
+        """
+        self.notifier.startService()
+        self.reactorRuns()
+
+    def reactorRuns(self) -> None:
+        """
+        The reactor runs.
+        """
+        for call, args, kwargs in self.reactor.whenRunningHooks:
+            call(*args, **kwargs)
+
+
+class TestTakeManager:
+    """
+    Who the manager is.
+    """
+
+    def test_nobody(self) -> None:
+        """
+        There need be none.
+        """
+        assert NotifySocket.fromEnvironment({"PATH": "/bin"}) is None
+
+    @pytest.mark.parametrize("watched", ["whoever", "we"])
+    def test_taken(self, watched: str) -> None:
+        """
+        It is taken out of the environment when that is asked for, and nothing else is.
+        """
+        told = {"NOTIFY_SOCKET": SOCKET, "WATCHDOG_USEC": "3000000", "PATH": "/bin"}
+        if watched == "we":
+            told["WATCHDOG_PID"] = str(os.getpid())
+        assert NotifySocket.fromEnvironment(told) == NotifySocket(SOCKET, 3.0)
+        forgetEnvironment(told)
+        assert told == {"PATH": "/bin"}
+
+    def test_noWatchdog(self) -> None:
+        """
+        It need not wait for us, or waits for another.
+        """
+        assert NotifySocket.fromEnvironment({"NOTIFY_SOCKET": "@x"}) == NotifySocket("@x")
+        other = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}
+        assert NotifySocket.fromEnvironment(other) == NotifySocket("@x")
+
+    @pytest.mark.parametrize("address", ["", "/", "@", "notify", "vsock:2:1", "/" + "x" * 107])
+    def test_wrongSocket(self, address: str) -> None:
+        """
+        What is no UNIX socket is named.
+        """
+        with pytest.raises(
+            ValueError, match=re.escape(f"NOTIFY_SOCKET (environment): {address!r}")
+        ):
+            NotifySocket.fromEnvironment({"NOTIFY_SOCKET": address})
+
+    @pytest.mark.parametrize("time", ["", "0", "x", "-1", "1.5"])
+    def test_wrongWatchdog(self, time: str) -> None:
+        """
+        What is no time is named.
+        """
+        with pytest.raises(ValueError, match=re.escape(f"WATCHDOG_USEC (environment): {time!r}")):
+            NotifySocket.fromEnvironment({"NOTIFY_SOCKET": SOCKET, "WATCHDOG_USEC": time})
+
+
+def test_life(ear: Ear) -> None:
+    """
+    READY when the reactor runs, RELOADING and READY again, STOPPING with the time it may take; then
+    nothing more.
+    """
+    house = House(NotifySocket(ear.address))
+    house.notifier.startService()
+    assert ear.heard() == []
+    house.reactorRuns()
+    assert ear.heard() == ["READY=1", "STATUS=nothing"]
+    house.notifier.reloading()
+    house.notifier.ready()
+    reloading, ready = ear.heard()
+    assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", reloading)
+    assert ready == "READY=1"
+    house.notifier.stopService()
+    assert ear.heard() == ["STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000"]
+    house.notifier.reloading()
+    house.notifier.ready()
+    house.reactor.advance(3600)
+    assert ear.heard() == []
+
+
+def test_stoppedBeforeItRan(ear: Ear) -> None:
+    """
+    One that is stopped before the reactor runs never says READY.
+    """
+    house = House(NotifySocket(ear.address, 1.0))
+    house.notifier.startService()
+    house.notifier.stopService()
+    house.reactorRuns()
+    assert [said.split("\n")[0] for said in ear.heard()] == ["STOPPING=1"]
+    assert house.reactor.getDelayedCalls() == []
+
+
+def test_status(ear: Ear) -> None:
+    """
+    The status is said when it has changed, and not more often than it may be.
+    """
+    house = House(NotifySocket(ear.address))
+    house.run()
+    ear.heard()
+    for number in range(10):
+        house.status = str(number)
+        house.reactor.advance(STATUS_INTERVAL / 5)
+    assert ear.heard() == ["STATUS=4", "STATUS=9"]
+    house.reactor.advance(STATUS_INTERVAL)
+    assert ear.heard() == []
+
+
+def test_watchdog(ear: Ear) -> None:
+    """
+    The watchdog hears of us twice in its time, as long as we are well.
+    """
+    house = House(NotifySocket(ear.address, 3.0))
+    house.run()
+    assert "WATCHDOG=1" in ear.heard()
+    house.reactor.pump([0.5] * 6)
+    assert ear.heard() == ["WATCHDOG=1"] * 2
+    house.well = False
+    house.reactor.pump([0.5] * 6)
+    assert ear.heard() == []
+    house.well = True
+    house.reactor.pump([0.5] * 3)
+    assert ear.heard() == ["WATCHDOG=1"]
+
+
+def test_busyManager(ear: Ear) -> None:
+    """
+    A manager that is too busy to listen hears the rest later, in order, and nobody waits for it.
+    """
+    house = House(NotifySocket(ear.address, 1.0))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        other.connect(ear.socket.getsockname())
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other.send(b"X=1")
+    house.run()
+    # What is said again and again is not kept: it would be old.
+    house.reactor.pump([RETRY] * 100)
+    house.notifier.reloading()
+    house.notifier.stopService()
+    assert set(ear.heard()) == {"X=1"}
+    house.reactor.advance(RETRY)
+    assert [said.partition("\n")[0] for said in ear.heard()] == [
+        "READY=1",
+        "RELOADING=1",
+        "STOPPING=1",
+    ]
+    assert house.reactor.getDelayedCalls() == []
+
+
+def test_lostManager(tmp_path: Path) -> None:
+    """
+    A manager that is not there is a warning, once a minute, and no more.
+    """
+    house = House(NotifySocket(f"{tmp_path}/nobody", 2.0))
+    with capturedLogs() as logs:
+        house.run()
+        house.reactor.pump([1.0] * 70)
+    assert [event["log_level"] for event in logs] == [LogLevel.warn] * 2
+    assert logs[0]["reason"] == "No such file or directory"
+
+
+def test_noManager() -> None:
+    """
+    Nobody is told anything, and nothing is timed.
+    """
+    house = House(None)
+    house.run()
+    house.notifier.reloading()
+    house.notifier.ready()
+    house.notifier.stopService()
+    assert house.reactor.getDelayedCalls() == []
+
+
+def test_daemon(ear: Ear, tmp_path: Path) -> None:
+    """
+    The real daemon says all of this.
+    """
+    env = environment(NOTIFY_SOCKET=ear.address, WATCHDOG_USEC="1000000")
+    with Daemon(tmp_path, env=env) as daemon:
+        assert ear.hear() == "READY=1"
+        # The daemon has served a line before the test begins.
+        assert re.fullmatch(r"STATUS=[01] connections, [01] lines served", ear.hear())
+        assert [ear.hear() for _ in range(3)] == ["WATCHDOG=1"] * 3
+        daemon.process.send_signal(signal.SIGHUP)
+        heard = [ear.hear()]
+        while heard[-1] != "READY=1":
+            heard.append(ear.hear())
+        assert heard[-2].startswith("RELOADING=1\nMONOTONIC_USEC=")
+        with connect(daemon.port) as client:
+            assert ask(client, b"1\n2\n3\n") == b"1\n2\n3\n"
+            while not heard[-1].startswith("STATUS="):
+                heard.append(ear.hear())
+            assert heard[-1] == "STATUS=1 connections, 4 lines served"
+        daemon.stop()
+        assert ear.heard()[-1] == "STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000"

@@ -1,0 +1,478 @@
+"""
+Protocols of anybody's, served in place of the echo: in memory, over socket pairs.
+"""
+
+import socket
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any
+
+import pytest
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ITransport
+from twisted.internet.protocol import Factory, Protocol, ServerFactory, connectionDone
+from twisted.protocols.basic import FileSender, LineReceiver
+from twisted.protocols.finger import Finger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+from zope.interface import implementer
+from zope.interface.verify import verifyClass, verifyObject
+
+from kvserver.connections.drain import DRAIN_INTERVAL
+from kvserver.connections.limits import Limits
+from kvserver.connections.output import CORK_SIZE
+from kvserver.connections.record import CloseReason
+from kvserver.echo.factory import EchoFactory
+from kvserver.echo.protocol import EchoProtocol
+from kvserver.interfaces import ICountsWork, IDrainable
+from kvserver.served import load, unitOf
+from tests.support.house import PLENTY, Guest, House, Watched, isReadable
+
+
+class Shouting(LineReceiver):
+    """
+    Answers in capitals, piece by piece.
+    """
+
+    transport: ITransport
+    delimiter = b"\n"
+
+    def lineReceived(self, line: bytes) -> None:
+        """
+        Answer, each byte by itself.
+        """
+        for byte in line.upper():
+            self.transport.write(bytes([byte]))
+        self.transport.write(b"\n")
+
+
+class Greeting(Protocol):
+    """
+    Speaks first, and closes.
+    """
+
+    transport: ITransport
+
+    def connectionMade(self) -> None:
+        """
+        Greet.
+        """
+        self.transport.write(b"hello " + str(self.transport.getPeer().host).encode() + b"\n")  # type: ignore
+        self.transport.loseConnection()
+
+
+class Pouring(Protocol):
+    """
+    Writes much more than a socket takes, without regard to who listens, and closes.
+    """
+
+    transport: ITransport
+
+    def connectionMade(self) -> None:
+        """
+        Pour.
+        """
+        for _ in range(100):
+            self.transport.write(PLENTY)
+        self.transport.loseConnection()
+
+
+class Failing(Protocol):
+    """
+    Raises as soon as it hears anything.
+    """
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Fail.
+        """
+        raise ZeroDivisionError
+
+
+@implementer(IDrainable, ICountsWork)
+class Thinking(Protocol):
+    """
+    Owes an answer to each byte until it is told to give it.
+    """
+
+    transport: ITransport
+    unit = "thoughts"
+    count = 0
+    owed = 0
+    closed = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Think.
+        """
+        self.owed += len(data)
+
+    def answer(self) -> None:
+        """
+        Answer all.
+        """
+        self.transport.write(b"!" * self.owed)
+        self.count += self.owed
+        self.owed = 0
+
+    def isIdle(self) -> bool:
+        """
+        Is nothing owed?
+        """
+        return not self.owed
+
+    def close(self) -> None:
+        """
+        Say goodbye.
+        """
+        self.closed = True
+        self.transport.write(b"goodbye\n")
+        self.transport.loseConnection()
+
+
+class Keeping(Protocol):
+    """
+    Keeps what happens to it.
+    """
+
+    def __init__(self) -> None:
+        self.lost: list[Any] = []
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        Keep it.
+        """
+        self.lost.append(reason.type)
+
+
+class FactoryOfKeeping(ServerFactory):
+    """
+    A factory, as somebody may have written it.
+    """
+
+    protocol = Keeping
+
+
+def aFactory() -> Factory:
+    """
+    Make a factory.
+    """
+    return FactoryOfKeeping()
+
+
+def aProtocol() -> type[Protocol]:
+    """
+    Find a protocol.
+    """
+    return Keeping
+
+
+def unable() -> Factory:
+    """
+    Fail.
+    """
+    raise ZeroDivisionError("no\nfactory")
+
+
+GIVEN = FactoryOfKeeping()
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[..., House]]:
+    """
+    Houses in which a protocol is served.
+    """
+    houses: list[House] = []
+
+    def serve(protocol: Any, limits: Limits | None = None) -> House:
+        factory: Any = Factory.forProtocol(protocol) if isinstance(protocol, type) else protocol
+        houses.append(House(limits, factory))
+        return houses[-1]
+
+    yield serve
+    for house in houses:
+        house.close()
+
+
+# Finding it.
+
+
+def test_interfaces() -> None:
+    """
+    The echo says all that can be said, and so can others.
+    """
+    assert verifyObject(IDrainable, EchoProtocol())
+    assert verifyObject(ICountsWork, EchoProtocol())
+    assert verifyClass(IDrainable, Thinking)
+    assert unitOf(EchoFactory()) == "lines"
+    assert unitOf(Factory.forProtocol(Thinking)) == "thoughts"
+    assert unitOf(FactoryOfKeeping()) is unitOf(Site(Resource())) is None
+
+
+@pytest.mark.parametrize("name", ["Keeping", "FactoryOfKeeping", "aFactory", "aProtocol", "GIVEN"])
+def test_load(name: str) -> None:
+    """
+    A protocol, a factory, a class of factories, and what makes one of these.
+    """
+    factory = load(f"tests.unit.test_served.{name}")
+    assert isinstance(factory.buildProtocol(None), Keeping)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "'' is not the name of a Protocol class, "),
+        ("echo", "'echo' is not the name of a Protocol class, "),
+        (
+            "tests.unit.test_served.CORK_SIZE",
+            "'tests.unit.test_served.CORK_SIZE' is not the name of",
+        ),
+        (
+            "tests.unit.test_served.Guest",
+            "'tests.unit.test_served.Guest' can't be used: TypeError: ",
+        ),
+        ("tests.nowhere.Echo", "'tests.nowhere.Echo' can't be used: "),
+        ("tests.unit.test_served.nothing", "'tests.unit.test_served.nothing' can't be used: "),
+        (
+            "tests.unit.test_served.unable",
+            "'tests.unit.test_served.unable' can't be used: ZeroDivisionError: no factory",
+        ),
+    ],
+)
+def test_cannotLoad(name: str, reason: str) -> None:
+    """
+    What can't be served is named, in one line.
+    """
+    with pytest.raises(ValueError, match=r".") as caught:
+        load(name)
+    assert str(caught.value).startswith(reason)
+    assert "\n" not in str(caught.value)
+
+
+# What it can rely on.
+
+
+def test_fewSegments(served: Callable[..., House]) -> None:
+    """
+    What is written piece by piece goes out in two sends at most, in order.
+    """
+    house = served(Shouting)
+    guest = house.enter()
+    sends = Watched(guest).sends
+    guest.peer.sendall(b"hello\nis it me\n" * 50)
+    house.turn()
+    assert guest.peer.recv(10_000) == b"HELLO\nIS IT ME\n" * 50
+    assert len(sends) == 2
+    assert sum(sends) == 15 * 50
+
+
+def test_corkHasAnEnd(served: Callable[..., House]) -> None:
+    """
+    No more is collected than the cork holds: a producer that writes at once what it has is paused.
+    """
+
+    class Producing(Protocol):
+        transport: Any
+        paused = False
+        written = 0
+
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.registerProducer(self, True)
+            while not self.paused:
+                self.transport.write(b"x" * 1000)
+                self.written += 1000
+
+        def pauseProducing(self) -> None:
+            self.paused = True
+
+        def resumeProducing(self) -> None:
+            self.transport.unregisterProducer()
+
+        def stopProducing(self) -> None:
+            pass
+
+    house = served(Producing)
+    guest = house.enter()
+    guest.peer.sendall(b"go")
+    house.turn()
+    assert guest.protocol.paused
+    kernel = guest.record.sent
+    assert guest.protocol.written - kernel < 2 * CORK_SIZE
+    assert house.collect(guest.peer, guest.protocol.written) == b"x" * guest.protocol.written
+
+
+def test_fileSender(served: Callable[..., House]) -> None:
+    """
+    A pull producer of Twisted's own sends all it has.
+    """
+    house = served(Keeping)
+    guest = house.enter()
+    done: list[object] = []
+    sending = FileSender().beginFileTransfer(BytesIO(PLENTY), guest.transport)
+    sending.addCallback(done.append)
+    assert house.collect(guest.peer, len(PLENTY)) == PLENTY
+    house.turn()
+    assert done == [PLENTY[-1:]]
+
+
+def test_closesFirst(served: Callable[..., House]) -> None:
+    """
+    A protocol that closes while the client still sends, and has read nothing, loses nothing: all
+    comes, then FIN, and what the client had still sent is dropped.
+    """
+    house = served(Pouring)
+    guest = house.enter(overTCP=True)
+    guest.peer.sendall(b"nobody reads this")
+    received = house.collect(guest.peer, 100 * len(PLENTY))
+    assert len(received) == 100 * len(PLENTY)
+    house.turn()
+    assert guest.peer.recv(1) == b""
+    guest.peer.sendall(b"nor this")
+    house.turn()
+    guest.peer.close()
+    house.turn()
+    assert len(house.connections) == 0
+    assert house.ended[-1].reason is CloseReason.CLIENT_CLOSED
+    assert house.ended[-1].sent == 100 * len(PLENTY)
+
+
+def test_speaksFirst(served: Callable[..., House]) -> None:
+    """
+    A protocol may speak first, and knows the client.
+    """
+    house = served(Greeting)
+    guest = house.enter()
+    house.turn()
+    assert guest.peer.recv(100) == b"hello 192.0.2.1\n"
+    guest.peer.close()
+    house.turn()
+    assert len(house.connections) == 0
+
+
+def test_flushesBeforeTheEnd(served: Callable[..., House]) -> None:
+    """
+    A protocol that knows no half-close hears of the client's end when all has been sent.
+    """
+    house = served(Keeping)
+    guest = house.enter()
+    guest.transport.write(PLENTY)
+    guest.peer.shutdown(socket.SHUT_WR)
+    house.turn()
+    assert guest.protocol.lost == []
+    assert house.collect(guest.peer, len(PLENTY)) == PLENTY
+    house.turn()
+    assert guest.protocol.lost == [ConnectionDone]
+    assert guest.peer.recv(1) == b""
+
+
+def test_failsAlone(served: Callable[..., House]) -> None:
+    """
+    One that raises ends its own connection, and that is its record's reason.
+    """
+    house = served(Failing)
+    guest, other = house.enter(), house.enter()
+    guest.peer.sendall(b"x")
+    house.turn()
+    assert [record.reason for record in house.ended] == [CloseReason.ERROR]
+    assert other.transport.connected
+
+
+# What it is held to.
+
+
+def test_drain(served: Callable[..., House]) -> None:
+    """
+    A drain waits for the answer that a protocol says it owes, and lets it say goodbye; one that
+    says nothing of that is closed when its bytes are at rest.
+    """
+    house = served(Thinking)
+    house.connections.startService()
+    guest = house.enter()
+    guest.peer.sendall(b"???")
+    house.turn()
+    done: list[object] = []
+    house.connections.stopService().addCallback(done.append)
+    house.passes(5)
+    assert done == []
+    guest.protocol.answer()
+    assert guest.peer.recv(100) == b"!!!"
+    house.passes(1)
+    assert guest.protocol.closed
+    assert guest.peer.recv(100) == b"goodbye\n"
+    guest.peer.close()
+    house.passes(2 * DRAIN_INTERVAL)
+    assert done == [None]
+    (record,) = house.ended
+    assert (record.unit, record.work, record.reason) == ("thoughts", 3, CloseReason.DRAINED)
+
+
+def test_timeouts(served: Callable[..., House]) -> None:
+    """
+    Idle, and unread: by the same rules as the echo. One that speaks unasked counts, too.
+    """
+    house = served(Keeping, Limits(idleTimeout=4, writeTimeout=4))
+    house.connections.startService()
+    idle, stuck = house.enter(), house.enter(overTCP=True)
+    stuck.transport.write(PLENTY * 20)
+    house.passes(7)
+    assert idle.record.reason is CloseReason.IDLE_TIMEOUT
+    assert stuck.record.reason is CloseReason.WRITE_TIMEOUT
+    assert len(house.connections) == 0
+
+
+def test_limits(served: Callable[..., House]) -> None:
+    """
+    The limits of the echo are those of all.
+    """
+    house = served(Keeping, Limits(maxConnections=2, maxPerSource=1))
+    house.enter()
+    refused = house.enter()
+    assert refused.record.reason is CloseReason.REFUSED
+    assert refused.peer.recv(1) == b""
+    assert len(house.connections) == 1
+
+
+# Twisted's own.
+
+
+def test_finger(served: Callable[..., House]) -> None:
+    """
+    A protocol that nobody here wrote, of Twisted's.
+    """
+    house = served(Finger)
+    guest = house.enter()
+    guest.peer.sendall(b"moshez\r\n")
+    house.turn()
+    assert guest.peer.recv(1000) == b"Login: moshez\nNo such user\n"
+    guest.peer.close()
+    house.turn()
+    assert len(house.connections) == 0
+
+
+def test_web(served: Callable[..., House]) -> None:
+    """
+    Twisted's HTTP server, with a large page, twice on one connection.
+    """
+
+    class Page(Resource):
+        isLeaf = True
+
+        def render_GET(self, request: Any) -> bytes:
+            return PLENTY
+
+    site = Site(Page())
+    site.doStart()
+    house = served(site)
+    guest: Guest = house.enter(overTCP=True)
+    for _ in range(2):
+        guest.peer.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head, _, body = house.collect(guest.peer, len(PLENTY)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        body += house.collect(guest.peer, len(PLENTY) - len(body))
+        assert body == PLENTY
+    guest.peer.shutdown(socket.SHUT_WR)
+    while not isReadable(guest.peer):
+        house.turn()
+    assert guest.peer.recv(1) == b""
+    site.doStop()
