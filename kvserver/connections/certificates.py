@@ -13,6 +13,8 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
+_log = Logger(namespace="kvserver.certificates.Certificates")
+
 _CERTIFICATE = re.compile(
     rb"-----BEGIN (CERTIFICATE|X509 CERTIFICATE)-----.*?(-----END \1-----|\Z)",
     re.S,
@@ -57,8 +59,6 @@ class Certificates:
 
     @ivar expiry: When the validity of our certificate ends, in seconds since the epoch.
     """
-
-    _log = Logger(namespace="kvserver.certificates.Certificates")
 
     def __init__(self, certificate: str, privateKey: str, clientCA: str | None = None) -> None:
         """
@@ -139,7 +139,7 @@ class Certificates:
         context.verify_mode = ssl.CERT_REQUIRED
 
     def _warn(self, what: str, when: float) -> None:
-        self._log.warn(
+        _log.warn(
             "--tls-certificate: {path} " + what,
             path=self._certificate,
             time=datetime.fromtimestamp(when, timezone.utc).isoformat(),
@@ -152,9 +152,9 @@ class Certificates:
         try:
             self.context, self.expiry = self._load()
         except BadCertificate as error:
-            self._log.error("The certificates stay as they were: {reason}", reason=error)
+            _log.error("The certificates stay as they were: {reason}", reason=error)
         else:
-            self._log.info("The certificates have been loaded again")
+            _log.info("The certificates have been loaded again")
 
 
 _SOURCE = re.compile(r"^\[\w+\] |: cadata does not contain a certificate|\s*\(_ssl\.c:\d+\)")

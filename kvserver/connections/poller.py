@@ -18,6 +18,8 @@ from zope.interface import implementer
 
 from kvserver.connections.connection import DONE
 
+_log = Logger(namespace="kvserver.poller.Poller")
+
 EVENTS_PER_TURN = 256
 """
 How many connections are served before the reactor looks to others: those who want to be accepted,
@@ -37,7 +39,6 @@ class Poller:
     reactor itself would take its private methods.
     """
 
-    _log = Logger(namespace="kvserver.poller.Poller")
     _hasNew = False
 
     def __init__(self, reactor: Any) -> None:
@@ -196,7 +197,7 @@ class Poller:
                 if why is not None:
                     self._end(descriptor, why, reads)
             except Exception as error:
-                self._log.failure(
+                _log.failure(
                     "{connection} failed, and is closed",
                     connection=descriptor.logPrefix(),
                     level=LogLevel.error,
@@ -221,7 +222,7 @@ class Poller:
         try:
             descriptor.connectionLost(reason)
         except Exception:
-            self._log.failure(
+            _log.failure(
                 "{connection} failed while it was closed",
                 connection=descriptor.logPrefix(),
                 level=LogLevel.error,

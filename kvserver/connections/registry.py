@@ -20,6 +20,8 @@ from kvserver.connections.sweep import Sweep
 from kvserver.connections.throttle import REPEATED, LogThrottle, SourceLog
 from kvserver.connections.transport import Transport
 
+_log = Logger(namespace="kvserver.connections.Connections")
+
 SWEEPS_PER_TIMEOUT = 8
 """
 How many sweeps there are in the shortest time-out. A connection is found up to two sweeps late.
@@ -45,7 +47,6 @@ class Connections(Service):
     """
 
     name = "connections"
-    _log = Logger(namespace="kvserver.connections.Connections")
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class Connections(Service):
         record.unit = self.unit
         self._live[transport] = Activity(record.acceptedAt)
         if self._verbose:
-            self._log.debug(
+            _log.debug(
                 "Connection {number} from {peer} on {listener}",
                 number=record.id,
                 peer=formatAddress(record.peer),
@@ -138,7 +139,7 @@ class Connections(Service):
         finally:
             self._forget(transport)
         if self._verbose:
-            self._log.debug(
+            _log.debug(
                 "Connection {number} ended: {ending}",
                 number=record.id,
                 ending=record.reason and record.reason.value,
@@ -173,7 +174,7 @@ class Connections(Service):
 
     def _logFull(self, count: int) -> None:
         text = "{connections} connections: no more are accepted until one ends"
-        self._log.warn(text + REPEATED[count > 1], connections=self._maxConnections, count=count)
+        _log.warn(text + REPEATED[count > 1], connections=self._maxConnections, count=count)
 
     def onNextEnd(self, call: Callable[[], None]) -> None:
         """
@@ -229,7 +230,7 @@ class Connections(Service):
         if not self._live:
             return succeed(None)
         seconds = self.limits.drainTimeout
-        self._log.info(
+        _log.info(
             "Draining {count} connections, for at most {seconds} s",
             count=len(self),
             seconds=seconds,
@@ -248,7 +249,7 @@ class Connections(Service):
             self._drain.abort()
 
     def _abortAll(self) -> None:
-        self._log.warn("{count} connections did not come to rest: aborted", count=len(self))
+        _log.warn("{count} connections did not come to rest: aborted", count=len(self))
         for transport in self:
             self._abort(transport, CloseReason.ABORTED)
 

@@ -12,6 +12,8 @@ from twisted.logger import Logger, LogLevel
 from kvserver.connections.record import CloseReason
 from kvserver.connections.transport import Transport
 
+_log = Logger(namespace="kvserver.connections.Connections")
+
 CLOSES_PER_TURN = 50
 """
 The most connections that a sweep closes in one turn of the reactor.
@@ -23,8 +25,6 @@ class Sweep:
     Visits every connection, again and again. It takes turns with the traffic: 5,000 connections
     that time out together delay no other.
     """
-
-    _log = Logger(namespace="kvserver.connections.Connections")
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Sweep:
             try:
                 closes = self._visit(transport)
             except Exception:
-                self._log.failure(
+                _log.failure(
                     "A connection could not be looked at, and is aborted", level=LogLevel.error
                 )
                 transport.record.closeWith(CloseReason.ERROR)

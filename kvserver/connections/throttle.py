@@ -10,6 +10,8 @@ from twisted.logger import Logger
 
 from kvserver.connections.addresses import sourceKey
 
+_log = Logger(namespace="kvserver.connections.Connections")
+
 REPEAT_INTERVAL = 60.0
 """
 For how long a message is not repeated, in seconds.
@@ -69,8 +71,6 @@ class SourceLog:
     Logs the warnings that a client can cause, each at most once a minute for each source.
     """
 
-    _log = Logger(namespace="kvserver.connections.Connections")
-
     def __init__(self, reactor: Any) -> None:
         """
         @param reactor: Provides C{IReactorTime}.
@@ -91,7 +91,7 @@ class SourceLog:
         source = sourceKey(address) or "a UNIX socket"
         self._throttle(
             f"{source} {text}",
-            lambda count: self._log.warn(
+            lambda count: _log.warn(
                 text + REPEATED[count > 1], source=source, count=count, **fields
             ),
         )

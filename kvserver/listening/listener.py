@@ -25,6 +25,8 @@ from kvserver.listening.bindings import BACKLOG
 from kvserver.listening.route import Route
 from kvserver.listening.specification import ListenerSpec
 
+_log = Logger(namespace="kvserver.listener.Listener")
+
 ACCEPTS_PER_TURN = 100
 """
 How many connections are accepted in one turn of the reactor, so that those who are connected get
@@ -90,8 +92,6 @@ class Listener(Service):
     it watches already. A selector can be thrown away.
     """
 
-    _log = Logger(namespace="kvserver.listener.Listener")
-
     def __init__(
         self,
         reactor: Any,
@@ -149,7 +149,7 @@ class Listener(Service):
             self._route.factory.doStart()
             undo.pop_all()
         layers = f" ({', '.join(self.spec.layers)})" if self.spec.layers else ""
-        self._log.info(
+        _log.info(
             self._purpose + " on {address}{layers}",
             address=str(self.spec.binding),
             layers=layers,
@@ -299,7 +299,7 @@ class Listener(Service):
         accept(2) can't, and would not let us sleep: leave it alone for a while.
         """
         if not self._refusals:
-            self._log.warn(
+            _log.warn(
                 "Can't accept: {reason}. Trying again every {seconds} s",
                 reason=trouble.strerror,
                 seconds=ACCEPT_BACKOFF,
@@ -314,7 +314,7 @@ class Listener(Service):
             self._calm = self._reactor.callLater(RECOVERY_PERIOD, self._recovered)
 
     def _recovered(self) -> None:
-        self._log.info("Accepting again, after {count} failures", count=self._refusals)
+        _log.info("Accepting again, after {count} failures", count=self._refusals)
         self._refusals = 0
 
     def _resume(self) -> None:
@@ -330,7 +330,7 @@ class Listener(Service):
             record = ConnectionRecord(str(self.name), fromSockaddr(name))
             accepted.setblocking(False)
         except Exception:
-            self._log.failure(
+            _log.failure(
                 "The connection from {name} could not begin", name=name, level=LogLevel.error
             )
             accepted.close()

@@ -20,14 +20,14 @@ from kvserver.connections.tls import TLSTransport
 from kvserver.connections.transport import Transport
 from kvserver.listening.proxy import ProxyStage
 
+_log = Logger(namespace="kvserver.route.Route")
+
 
 class Route:
     """
     The way of the connections of one listener: a PROXY header, the limits, the handshake of TLS,
     the protocol. The limits come as soon as the client is known.
     """
-
-    _log = Logger(namespace="kvserver.route.Route")
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Route:
             else:
                 ProxyStage(transport, self._trusted, self._admit).begin()
         except Exception as error:
-            self._log.failure(
+            _log.failure(
                 "The connection from {peer} could not begin",
                 peer=formatAddress(record.peer),
                 level=LogLevel.error,

@@ -18,6 +18,8 @@ from kvserver.connections.record import ConnectionRecord
 from kvserver.connections.throttle import REPEATED, LogThrottle
 from kvserver.supervision.supervisor import CannotStart
 
+_log = Logger(namespace="kvserver.accesslog")
+
 
 def formatRecord(record: ConnectionRecord, now: float) -> str:
     """
@@ -48,8 +50,6 @@ class AccessLogStream(Service):
     Writes to the log of the daemon.
     """
 
-    _log = Logger(namespace="kvserver.accesslog.AccessLogStream")
-
     def __init__(self, time: Callable[[], float]) -> None:
         """
         @param time: The time, in seconds since the epoch.
@@ -60,7 +60,7 @@ class AccessLogStream(Service):
         """
         A connection has ended.
         """
-        self._log.info("{record}", record=formatRecord(record, self._time()))
+        _log.info("{record}", record=formatRecord(record, self._time()))
 
     def reopen(self) -> None:
         """
@@ -73,8 +73,6 @@ class AccessLogFile(Service):
     Writes to a file, and never waits for it: a record that can't be written is lost, and that is
     logged, at most once a minute, with a count.
     """
-
-    _log = Logger(namespace="kvserver.accesslog.AccessLogFile")
 
     def __init__(self, path: str, time: Callable[[], float], reactor: Any) -> None:
         """
@@ -141,13 +139,13 @@ class AccessLogFile(Service):
         try:
             self._openAgain()
         except OSError as error:
-            self._log.error(
+            _log.error(
                 "--access-log: {path} can't be opened again: {reason}",
                 path=self._path,
                 reason=error.strerror,
             )
         else:
-            self._log.info("--access-log: {path} has been opened again", path=self._path)
+            _log.info("--access-log: {path} has been opened again", path=self._path)
 
     def _openAgain(self) -> None:
         opened = self._open()
@@ -165,7 +163,7 @@ class AccessLogFile(Service):
 
     def _complain(self, reason: str, count: int) -> None:
         text = "--access-log: {path} can't be written: {reason}"
-        self._log.error(text + REPEATED[count > 1], path=self._path, reason=reason, count=count)
+        _log.error(text + REPEATED[count > 1], path=self._path, reason=reason, count=count)
 
     def _write(self, data: bytes) -> None:
         """

@@ -17,6 +17,8 @@ from twisted.logger import Logger
 
 from kvserver.connections.throttle import REPEATED, LogThrottle
 
+_log = Logger(namespace="kvserver.notify.Notifier")
+
 STATUS_INTERVAL = 5.0
 """
 How often the status is said anew at most, in seconds.
@@ -90,8 +92,6 @@ class Notifier(Service):
     """
     The last child: it says READY when all the others are, and STOPPING before they stop.
     """
-
-    _log = Logger(namespace="kvserver.notify.Notifier")
 
     def __init__(
         self,
@@ -210,6 +210,4 @@ class Notifier(Service):
 
     def _complain(self, address: str, error: OSError, count: int) -> None:
         text = "The service manager at {address} can't be told: {reason}"
-        self._log.warn(
-            text + REPEATED[count > 1], address=address, reason=error.strerror, count=count
-        )
+        _log.warn(text + REPEATED[count > 1], address=address, reason=error.strerror, count=count)

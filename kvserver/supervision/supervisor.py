@@ -12,6 +12,8 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger, LogLevel
 
+_log = Logger(namespace="kvserver.supervisor.Supervisor")
+
 
 class CannotStart(SystemExit, Exception):
     """
@@ -97,8 +99,6 @@ class Supervisor(MultiService):
     each is stopped when the one that was started after it has stopped.
     """
 
-    _log = Logger(namespace="kvserver.supervisor.Supervisor")
-
     def __init__(
         self,
         specs: Sequence[ChildSpec],
@@ -162,7 +162,7 @@ class Supervisor(MultiService):
         try:
             await maybeDeferred(child.stopService)
         except Exception:
-            self._log.failure("{child} did not stop", child=child.name, level=LogLevel.error)
+            _log.failure("{child} did not stop", child=child.name, level=LogLevel.error)
 
     def _add(self, spec: ChildSpec) -> None:
         child = spec.build(lambda reason: self._died(spec, child, reason))
@@ -176,12 +176,10 @@ class Supervisor(MultiService):
             return
         self._remove(child)
         if spec.restart == "temporary":
-            self._log.error("{child} died: {reason}", child=spec.name, reason=reason)
+            _log.error("{child} died: {reason}", child=spec.name, reason=reason)
             return
         while self._intensity.allowsRestart():
-            self._log.warn(
-                "{child} died, and is restarted: {reason}", child=spec.name, reason=reason
-            )
+            _log.warn("{child} died, and is restarted: {reason}", child=spec.name, reason=reason)
             self.restarts[spec.name] += 1
             try:
                 self._add(spec)
@@ -192,7 +190,7 @@ class Supervisor(MultiService):
                     self._remove(self.getServiceNamed(spec.name))
             else:
                 return
-        self._log.critical(
+        _log.critical(
             "{child} died more than {restarts} times in {period} s, the last time of: {reason}",
             child=spec.name,
             restarts=self._intensity.restarts,
@@ -203,7 +201,7 @@ class Supervisor(MultiService):
 
     def _remove(self, child: Service) -> None:
         maybeDeferred(child.disownServiceParent).addErrback(
-            lambda failure: self._log.failure(
+            lambda failure: _log.failure(
                 "{child} did not stop", failure, child=child.name, level=LogLevel.error
             )
         )

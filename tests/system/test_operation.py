@@ -359,7 +359,7 @@ def test_lostLog(tmp_path: Path) -> None:
         load(daemon, 20)
         shutil.rmtree(logs)
         load(daemon, 20)
-        assert daemon.logs("[kvserver.accesslog.AccessLogFile#error]") == 1
+        assert daemon.logs("[kvserver.accesslog#error]") == 1
         assert daemon.logs("can't be written: No such file or directory") == 1
         logs.mkdir()
         daemon.process.send_signal(signal.SIGHUP)
@@ -375,7 +375,7 @@ def test_fullDisk(tmp_path: Path) -> None:
     """
     with Daemon(tmp_path, "--port=0", "--access-log=/dev/full") as daemon:
         load(daemon, 20)
-        assert daemon.logs("[kvserver.accesslog.AccessLogFile#error]") == 1
+        assert daemon.logs("[kvserver.accesslog#error]") == 1
         assert daemon.logs("can't be written: No space left on device") == 1
 
 
