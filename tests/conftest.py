@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.daemon import Daemon
-from tests.support.house import House, RecorderFactory
+from tests.support.memory import MemoryServer, RecorderFactory
 from tests.support.wires import Authority
 
 # How long an example takes is the machine's affair: others run beside it.
@@ -44,10 +44,10 @@ def freshDaemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
+def server() -> Iterator[MemoryServer]:
     """
-    A house whose guests are recorded, and that is empty in the end.
+    A server whose protocols record what happens; no connection is left at the end.
     """
-    house = House(factory=RecorderFactory())
-    yield house
-    house.close()
+    server = MemoryServer(factory=RecorderFactory())
+    yield server
+    server.close()

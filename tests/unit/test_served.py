@@ -27,7 +27,7 @@ from kvserver.echo.factory import EchoFactory
 from kvserver.echo.protocol import EchoProtocol
 from kvserver.interfaces import ICountsWork, IDrainable
 from kvserver.served import load, unitOf
-from tests.support.house import PLENTY, Guest, House, Watched, isReadable
+from tests.support.memory import PLENTY, MemoryServer, Pair, Watched, isReadable
 
 
 class Shouting(LineReceiver):
@@ -179,20 +179,20 @@ GIVEN = FactoryOfKeeping()
 
 
 @pytest.fixture
-def served() -> Iterator[Callable[..., House]]:
+def served() -> Iterator[Callable[..., MemoryServer]]:
     """
     Houses in which a protocol is served.
     """
-    houses: list[House] = []
+    memoryServers: list[MemoryServer] = []
 
-    def serve(protocol: Any, limits: Limits | None = None) -> House:
+    def serve(protocol: Any, limits: Limits | None = None) -> MemoryServer:
         factory: Any = Factory.forProtocol(protocol) if isinstance(protocol, type) else protocol
-        houses.append(House(limits, factory))
-        return houses[-1]
+        memoryServers.append(MemoryServer(limits, factory))
+        return memoryServers[-1]
 
     yield serve
-    for house in houses:
-        house.close()
+    for memoryServer in memoryServers:
+        memoryServer.close()
 
 
 # Finding it.
@@ -229,8 +229,8 @@ def test_load(name: str) -> None:
             "'tests.unit.test_served.CORK_SIZE' is not the name of",
         ),
         (
-            "tests.unit.test_served.Guest",
-            "'tests.unit.test_served.Guest' can't be used: TypeError: ",
+            "tests.unit.test_served.Pair",
+            "'tests.unit.test_served.Pair' can't be used: TypeError: ",
         ),
         ("tests.nowhere.Echo", "'tests.nowhere.Echo' can't be used: "),
         ("tests.unit.test_served.nothing", "'tests.unit.test_served.nothing' can't be used: "),
@@ -253,21 +253,21 @@ def test_cannotLoad(name: str, reason: str) -> None:
 # What it can rely on.
 
 
-def test_fewSegments(served: Callable[..., House]) -> None:
+def test_fewSegments(served: Callable[..., MemoryServer]) -> None:
     """
     What is written piece by piece goes out in two sends at most, in order.
     """
-    house = served(Shouting)
-    guest = house.enter()
-    sends = Watched(guest).sends
-    guest.peer.sendall(b"hello\nis it me\n" * 50)
-    house.turn()
-    assert guest.peer.recv(10_000) == b"HELLO\nIS IT ME\n" * 50
+    memoryServer = served(Shouting)
+    pair = memoryServer.enter()
+    sends = Watched(pair).sends
+    pair.peer.sendall(b"hello\nis it me\n" * 50)
+    memoryServer.turn()
+    assert pair.peer.recv(10_000) == b"HELLO\nIS IT ME\n" * 50
     assert len(sends) == 2
     assert sum(sends) == 15 * 50
 
 
-def test_corkHasAnEnd(served: Callable[..., House]) -> None:
+def test_corkHasAnEnd(served: Callable[..., MemoryServer]) -> None:
     """
     No more is collected than the cork holds: a producer that writes at once what it has is paused.
     """
@@ -292,165 +292,165 @@ def test_corkHasAnEnd(served: Callable[..., House]) -> None:
         def stopProducing(self) -> None:
             pass
 
-    house = served(Producing)
-    guest = house.enter()
-    guest.peer.sendall(b"go")
-    house.turn()
-    assert guest.protocol.paused
-    kernel = guest.record.sent
-    assert guest.protocol.written - kernel < 2 * CORK_SIZE
-    assert house.collect(guest.peer, guest.protocol.written) == b"x" * guest.protocol.written
+    memoryServer = served(Producing)
+    pair = memoryServer.enter()
+    pair.peer.sendall(b"go")
+    memoryServer.turn()
+    assert pair.protocol.paused
+    kernel = pair.record.sent
+    assert pair.protocol.written - kernel < 2 * CORK_SIZE
+    assert memoryServer.collect(pair.peer, pair.protocol.written) == b"x" * pair.protocol.written
 
 
-def test_fileSender(served: Callable[..., House]) -> None:
+def test_fileSender(served: Callable[..., MemoryServer]) -> None:
     """
     A pull producer of Twisted's own sends all it has.
     """
-    house = served(Keeping)
-    guest = house.enter()
+    memoryServer = served(Keeping)
+    pair = memoryServer.enter()
     done: list[object] = []
-    sending = FileSender().beginFileTransfer(BytesIO(PLENTY), guest.transport)
+    sending = FileSender().beginFileTransfer(BytesIO(PLENTY), pair.transport)
     sending.addCallback(done.append)
-    assert house.collect(guest.peer, len(PLENTY)) == PLENTY
-    house.turn()
+    assert memoryServer.collect(pair.peer, len(PLENTY)) == PLENTY
+    memoryServer.turn()
     assert done == [PLENTY[-1:]]
 
 
-def test_closesFirst(served: Callable[..., House]) -> None:
+def test_closesFirst(served: Callable[..., MemoryServer]) -> None:
     """
     A protocol that closes while the client still sends, and has read nothing, loses nothing: all
     comes, then FIN, and what the client had still sent is dropped.
     """
-    house = served(Pouring)
-    guest = house.enter(overTCP=True)
-    guest.peer.sendall(b"nobody reads this")
-    received = house.collect(guest.peer, 100 * len(PLENTY))
+    memoryServer = served(Pouring)
+    pair = memoryServer.enter(overTCP=True)
+    pair.peer.sendall(b"nobody reads this")
+    received = memoryServer.collect(pair.peer, 100 * len(PLENTY))
     assert len(received) == 100 * len(PLENTY)
-    house.turn()
-    assert guest.peer.recv(1) == b""
-    guest.peer.sendall(b"nor this")
-    house.turn()
-    guest.peer.close()
-    house.turn()
-    assert len(house.connections) == 0
-    assert house.ended[-1].reason is CloseReason.CLIENT_CLOSED
-    assert house.ended[-1].sent == 100 * len(PLENTY)
+    memoryServer.turn()
+    assert pair.peer.recv(1) == b""
+    pair.peer.sendall(b"nor this")
+    memoryServer.turn()
+    pair.peer.close()
+    memoryServer.turn()
+    assert len(memoryServer.connections) == 0
+    assert memoryServer.ended[-1].reason is CloseReason.CLIENT_CLOSED
+    assert memoryServer.ended[-1].sent == 100 * len(PLENTY)
 
 
-def test_speaksFirst(served: Callable[..., House]) -> None:
+def test_speaksFirst(served: Callable[..., MemoryServer]) -> None:
     """
     A protocol may speak first, and knows the client.
     """
-    house = served(Greeting)
-    guest = house.enter()
-    house.turn()
-    assert guest.peer.recv(100) == b"hello 192.0.2.1\n"
-    guest.peer.close()
-    house.turn()
-    assert len(house.connections) == 0
+    memoryServer = served(Greeting)
+    pair = memoryServer.enter()
+    memoryServer.turn()
+    assert pair.peer.recv(100) == b"hello 192.0.2.1\n"
+    pair.peer.close()
+    memoryServer.turn()
+    assert len(memoryServer.connections) == 0
 
 
-def test_flushesBeforeTheEnd(served: Callable[..., House]) -> None:
+def test_flushesBeforeTheEnd(served: Callable[..., MemoryServer]) -> None:
     """
     A protocol that knows no half-close hears of the client's end when all has been sent.
     """
-    house = served(Keeping)
-    guest = house.enter()
-    guest.transport.write(PLENTY)
-    guest.peer.shutdown(socket.SHUT_WR)
-    house.turn()
-    assert guest.protocol.lost == []
-    assert house.collect(guest.peer, len(PLENTY)) == PLENTY
-    house.turn()
-    assert guest.protocol.lost == [ConnectionDone]
-    assert guest.peer.recv(1) == b""
+    memoryServer = served(Keeping)
+    pair = memoryServer.enter()
+    pair.transport.write(PLENTY)
+    pair.peer.shutdown(socket.SHUT_WR)
+    memoryServer.turn()
+    assert pair.protocol.lost == []
+    assert memoryServer.collect(pair.peer, len(PLENTY)) == PLENTY
+    memoryServer.turn()
+    assert pair.protocol.lost == [ConnectionDone]
+    assert pair.peer.recv(1) == b""
 
 
-def test_failsAlone(served: Callable[..., House]) -> None:
+def test_failsAlone(served: Callable[..., MemoryServer]) -> None:
     """
     One that raises ends its own connection, and that is its record's reason.
     """
-    house = served(Failing)
-    guest, other = house.enter(), house.enter()
-    guest.peer.sendall(b"x")
-    house.turn()
-    assert [record.reason for record in house.ended] == [CloseReason.ERROR]
+    memoryServer = served(Failing)
+    pair, other = memoryServer.enter(), memoryServer.enter()
+    pair.peer.sendall(b"x")
+    memoryServer.turn()
+    assert [record.reason for record in memoryServer.ended] == [CloseReason.ERROR]
     assert other.transport.connected
 
 
 # What it is held to.
 
 
-def test_drain(served: Callable[..., House]) -> None:
+def test_drain(served: Callable[..., MemoryServer]) -> None:
     """
     A drain waits for the answer that a protocol says it owes, and lets it say goodbye; one that
     says nothing of that is closed when its bytes are at rest.
     """
-    house = served(Thinking)
-    house.connections.startService()
-    guest = house.enter()
-    guest.peer.sendall(b"???")
-    house.turn()
+    memoryServer = served(Thinking)
+    memoryServer.connections.startService()
+    pair = memoryServer.enter()
+    pair.peer.sendall(b"???")
+    memoryServer.turn()
     done: list[object] = []
-    house.connections.stopService().addCallback(done.append)
-    house.passes(5)
+    memoryServer.connections.stopService().addCallback(done.append)
+    memoryServer.passes(5)
     assert done == []
-    guest.protocol.answer()
-    assert guest.peer.recv(100) == b"!!!"
-    house.passes(1)
-    assert guest.protocol.closed
-    assert guest.peer.recv(100) == b"goodbye\n"
-    guest.peer.close()
-    house.passes(2 * DRAIN_INTERVAL)
+    pair.protocol.answer()
+    assert pair.peer.recv(100) == b"!!!"
+    memoryServer.passes(1)
+    assert pair.protocol.closed
+    assert pair.peer.recv(100) == b"goodbye\n"
+    pair.peer.close()
+    memoryServer.passes(2 * DRAIN_INTERVAL)
     assert done == [None]
-    (record,) = house.ended
+    (record,) = memoryServer.ended
     assert (record.unit, record.work, record.reason) == ("thoughts", 3, CloseReason.DRAINED)
 
 
-def test_timeouts(served: Callable[..., House]) -> None:
+def test_timeouts(served: Callable[..., MemoryServer]) -> None:
     """
     Idle, and unread: by the same rules as the echo. One that speaks unasked counts, too.
     """
-    house = served(Keeping, Limits(idleTimeout=4, writeTimeout=4))
-    house.connections.startService()
-    idle, stuck = house.enter(), house.enter(overTCP=True)
+    memoryServer = served(Keeping, Limits(idleTimeout=4, writeTimeout=4))
+    memoryServer.connections.startService()
+    idle, stuck = memoryServer.enter(), memoryServer.enter(overTCP=True)
     stuck.transport.write(PLENTY * 20)
-    house.passes(7)
+    memoryServer.passes(7)
     assert idle.record.reason is CloseReason.IDLE_TIMEOUT
     assert stuck.record.reason is CloseReason.WRITE_TIMEOUT
-    assert len(house.connections) == 0
+    assert len(memoryServer.connections) == 0
 
 
-def test_limits(served: Callable[..., House]) -> None:
+def test_limits(served: Callable[..., MemoryServer]) -> None:
     """
     The limits of the echo are those of all.
     """
-    house = served(Keeping, Limits(maxConnections=2, maxPerSource=1))
-    house.enter()
-    refused = house.enter()
+    memoryServer = served(Keeping, Limits(maxConnections=2, maxPerSource=1))
+    memoryServer.enter()
+    refused = memoryServer.enter()
     assert refused.record.reason is CloseReason.REFUSED
     assert refused.peer.recv(1) == b""
-    assert len(house.connections) == 1
+    assert len(memoryServer.connections) == 1
 
 
 # Twisted's own.
 
 
-def test_finger(served: Callable[..., House]) -> None:
+def test_finger(served: Callable[..., MemoryServer]) -> None:
     """
     A protocol that nobody here wrote, of Twisted's.
     """
-    house = served(Finger)
-    guest = house.enter()
-    guest.peer.sendall(b"moshez\r\n")
-    house.turn()
-    assert guest.peer.recv(1000) == b"Login: moshez\nNo such user\n"
-    guest.peer.close()
-    house.turn()
-    assert len(house.connections) == 0
+    memoryServer = served(Finger)
+    pair = memoryServer.enter()
+    pair.peer.sendall(b"moshez\r\n")
+    memoryServer.turn()
+    assert pair.peer.recv(1000) == b"Login: moshez\nNo such user\n"
+    pair.peer.close()
+    memoryServer.turn()
+    assert len(memoryServer.connections) == 0
 
 
-def test_web(served: Callable[..., House]) -> None:
+def test_web(served: Callable[..., MemoryServer]) -> None:
     """
     Twisted's HTTP server, with a large page, twice on one connection.
     """
@@ -463,16 +463,16 @@ def test_web(served: Callable[..., House]) -> None:
 
     site = Site(Page())
     site.doStart()
-    house = served(site)
-    guest: Guest = house.enter(overTCP=True)
+    memoryServer = served(site)
+    pair: Pair = memoryServer.enter(overTCP=True)
     for _ in range(2):
-        guest.peer.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        head, _, body = house.collect(guest.peer, len(PLENTY)).partition(b"\r\n\r\n")
+        pair.peer.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head, _, body = memoryServer.collect(pair.peer, len(PLENTY)).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
-        body += house.collect(guest.peer, len(PLENTY) - len(body))
+        body += memoryServer.collect(pair.peer, len(PLENTY) - len(body))
         assert body == PLENTY
-    guest.peer.shutdown(socket.SHUT_WR)
-    while not isReadable(guest.peer):
-        house.turn()
-    assert guest.peer.recv(1) == b""
+    pair.peer.shutdown(socket.SHUT_WR)
+    while not isReadable(pair.peer):
+        memoryServer.turn()
+    assert pair.peer.recv(1) == b""
     site.doStop()

@@ -19,7 +19,7 @@ from kvserver.connections.addresses import sourceKey
 from kvserver.connections.limits import RESERVED_FDS, Limits, maxConnectionsAllowed
 from kvserver.connections.record import CloseReason
 from kvserver.connections.throttle import MAX_KEYS, REPEAT_INTERVAL, LogThrottle
-from tests.support.house import PLENTY, Guest, House, RecorderFactory
+from tests.support.memory import PLENTY, MemoryServer, Pair, RecorderFactory
 
 
 @pytest.fixture(autouse=True)
@@ -39,34 +39,34 @@ def test_everyLiveConnection() -> None:
     """
     A connection counts from when it is accepted until it has ended, for whatever reason.
     """
-    house = House()
-    first, second = house.enter().transport, house.enter().transport
-    assert set(house.connections) == {first, second}
+    server = MemoryServer()
+    first, second = server.enter().transport, server.enter().transport
+    assert set(server.connections) == {first, second}
     first.connectionLost(Failure(ConnectionLost()))
-    assert list(house.connections) == [second]
+    assert list(server.connections) == [second]
     second.connectionLost(connectionDone)
-    assert len(house.connections) == 0
+    assert len(server.connections) == 0
 
 
 def test_endsWhileIterating() -> None:
     """
     Connections may end while somebody goes through them.
     """
-    house = House()
-    house.enter(), house.enter()
-    for transport in house.connections:
+    server = MemoryServer()
+    server.enter(), server.enter()
+    for transport in server.connections:
         transport.connectionLost(connectionDone)
-    assert len(house.connections) == 0
+    assert len(server.connections) == 0
 
 
 def test_factory() -> None:
     """
     Each connection gets a protocol of its own, that knows its factory.
     """
-    house = House()
-    first, second = house.enter(), house.enter()
+    server = MemoryServer()
+    first, second = server.enter(), server.enter()
     assert first.protocol is not second.protocol
-    assert first.protocol.factory is house.factory
+    assert first.protocol.factory is server.factory
 
 
 def test_record() -> None:
@@ -74,21 +74,21 @@ def test_record() -> None:
     Each connection has a number of its own, and is reported once, at its end, with how long it has
     lasted; it does not count any more then.
     """
-    house = House()
-    house.clock.advance(1)
-    first, second = house.enter(), house.enter()
+    server = MemoryServer()
+    server.clock.advance(1)
+    first, second = server.enter(), server.enter()
     assert (first.record.id, second.record.id) == (1, 2)
     assert first.record.acceptedAt == 1
     assert first.record.duration is None
     first.peer.sendall(b"1\n2\n3")
-    house.passes(1.5)
+    server.passes(1.5)
     for _ in range(2):
         first.transport.connectionLost(Failure(ConnectionLost()))
-    assert house.ended == [first.record]
+    assert server.ended == [first.record]
     assert first.record.duration == pytest.approx(1.5)
     assert first.record.reason is CloseReason.RESET
     assert (first.record.work, first.record.received, first.record.sent) == (2, 5, 4)
-    counters = house.connections.counters
+    counters = server.connections.counters
     assert (counters.accepted, sum(counters.ended.values())) == (2, 1)
     assert (counters.work, counters.received, counters.sent) == (2, 5, 4)
 
@@ -98,15 +98,15 @@ def test_reportedFirst() -> None:
     What is known of a connection is written down before anybody hears that it has left, and that
     all have.
     """
-    house = House()
-    house.connections.startService()
-    guest = house.enter()
+    server = MemoryServer()
+    server.connections.startService()
+    pair = server.enter()
     told: list[tuple[str, int]] = []
-    house.connections.onNextEnd(lambda: told.append(("one", len(house.ended))))
-    drained = house.connections.stopService()
-    drained.addCallback(lambda _: told.append(("all", len(house.ended))))
-    guest.peer.close()
-    house.turn()
+    server.connections.onNextEnd(lambda: told.append(("one", len(server.ended))))
+    drained = server.connections.stopService()
+    drained.addCallback(lambda _: told.append(("all", len(server.ended))))
+    pair.peer.close()
+    server.turn()
     assert told == [("one", 1), ("all", 1)]
 
 
@@ -115,10 +115,10 @@ def test_verbose() -> None:
     Begin and end are logged if that is wanted, and else not.
     """
     for verbose in True, False:
-        house = House(verbose=verbose)
+        server = MemoryServer(verbose=verbose)
         with capturedLogs() as logs:
-            guest = house.enter()
-            guest.transport.connectionLost(connectionDone)
+            pair = server.enter()
+            pair.transport.connectionLost(connectionDone)
         assert [event["log_format"].format(**event) for event in logs] == [
             "Connection 1 from 192.0.2.1:1024 on tcp:0",
             "Connection 1 ended: client_closed",
@@ -133,21 +133,21 @@ def test_room() -> None:
     """
     At the limit there is no room, and who asked is told when there is.
     """
-    house = House(Limits(maxConnections=2))
+    server = MemoryServer(Limits(maxConnections=2))
     told: list[str] = []
-    first = house.enter()
-    assert house.connections.hasRoom()
-    house.enter()
+    first = server.enter()
+    assert server.connections.hasRoom()
+    server.enter()
     with capturedLogs() as logs:
-        assert not house.connections.hasRoom()
-        assert not house.connections.hasRoom()
+        assert not server.connections.hasRoom()
+        assert not server.connections.hasRoom()
     for name in "one", "two":
-        house.connections.onNextEnd(partial(told.append, name))
+        server.connections.onNextEnd(partial(told.append, name))
     assert [event["log_level"] for event in logs] == [LogLevel.warn]
     assert told == []
     first.transport.connectionLost(connectionDone)
     assert told == ["one", "two"]
-    house.enter().transport.connectionLost(connectionDone)
+    server.enter().transport.connectionLost(connectionDone)
     assert told == ["one", "two"]
 
 
@@ -159,7 +159,7 @@ def test_roomByDefault() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
     assert maxConnectionsAllowed() == hard - RESERVED_FDS
-    House().connections.startService()
+    MemoryServer().connections.startService()
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
 
 
@@ -179,16 +179,16 @@ def test_sourceOf(address: IAddress, source: str | None) -> None:
     assert sourceKey(address) == source
 
 
-def isRefused(guest: Guest) -> bool:
+def isRefused(pair: Pair) -> bool:
     """
     Was the connection closed at once, and is it known why?
     """
-    if not guest.transport.disconnected:
-        assert guest.isSilent()
+    if not pair.transport.disconnected:
+        assert pair.isSilent()
         return False
-    assert guest.peer.recv(1) == b""
-    assert guest.protocol is None
-    assert guest.record.reason is CloseReason.REFUSED
+    assert pair.peer.recv(1) == b""
+    assert pair.protocol is None
+    assert pair.record.reason is CloseReason.REFUSED
     return True
 
 
@@ -197,44 +197,44 @@ def test_perSource() -> None:
     A source that has its share is refused more until one of its connections ends: they are closed
     at once, and never were anybody's. Refusals are logged once a minute for each source.
     """
-    house = House(Limits(maxPerSource=2))
+    server = MemoryServer(Limits(maxPerSource=2))
     other = IPv4Address("TCP", "192.0.2.2", 1024)
-    first, second = house.enter(), house.enter()
+    first, second = server.enter(), server.enter()
     assert not isRefused(first)
     assert not isRefused(second)
     with capturedLogs() as logs:
-        assert isRefused(house.enter())
-        assert isRefused(house.enter())
-        assert not isRefused(house.enter(other))
-        assert not isRefused(house.enter(other))
-        assert isRefused(house.enter(other))
+        assert isRefused(server.enter())
+        assert isRefused(server.enter())
+        assert not isRefused(server.enter(other))
+        assert not isRefused(server.enter(other))
+        assert isRefused(server.enter(other))
     assert [event["source"] for event in logs] == ["192.0.2.1", "192.0.2.2"]
     assert all(event["log_level"] == LogLevel.warn for event in logs)
-    assert len(house.connections) == 4
-    assert [record.id for record in house.ended] == [3, 4, 7]
+    assert len(server.connections) == 4
+    assert [record.id for record in server.ended] == [3, 4, 7]
     first.transport.connectionLost(connectionDone)
-    assert not isRefused(house.enter())
-    assert isRefused(house.enter())
+    assert not isRefused(server.enter())
+    assert isRefused(server.enter())
 
 
 def test_perSourceForIPAlone() -> None:
     """
     All peers of a UNIX socket have the same address, or none: they have no share.
     """
-    house = House(Limits(maxPerSource=1))
+    server = MemoryServer(Limits(maxPerSource=1))
     for _ in range(3):
-        assert not isRefused(house.enter(UNIXAddress(None)))
+        assert not isRefused(server.enter(UNIXAddress(None)))
 
 
 def test_perSourceIsForgotten() -> None:
     """
     Nothing is kept of a source that has no connections.
     """
-    house = House(Limits(maxPerSource=1))
-    house.enter()
-    assert isRefused(house.enter())
-    house.close()
-    assert house.connections._perSource == {}
+    server = MemoryServer(Limits(maxPerSource=1))
+    server.enter()
+    assert isRefused(server.enter())
+    server.close()
+    assert server.connections._perSource == {}
 
 
 def test_oncePerMinute() -> None:
@@ -288,32 +288,32 @@ def test_idle() -> None:
     A connection without a byte in either direction is closed after the idle time-out, never before
     it, and not much later; one that receives now and then is not.
     """
-    house = House(Limits(idleTimeout=5))
-    house.connections.startService()
-    idle, dripping = house.enter(), house.enter()
+    server = MemoryServer(Limits(idleTimeout=5))
+    server.connections.startService()
+    idle, dripping = server.enter(), server.enter()
     for _ in range(5):
         dripping.peer.sendall(b"x")
-        house.passes(0.95)
-    assert set(house.connections) == {idle.transport, dripping.transport}
+        server.passes(0.95)
+    assert set(server.connections) == {idle.transport, dripping.transport}
     for _ in range(2):
         dripping.peer.sendall(b"x")
-        house.passes(0.8)
-    assert set(house.connections) == {dripping.transport}
+        server.passes(0.8)
+    assert set(server.connections) == {dripping.transport}
     assert idle.record.reason is CloseReason.IDLE_TIMEOUT
     assert idle.peer.recv(1) == b""
-    house.passes(7)
-    assert len(house.connections) == 0
+    server.passes(7)
+    assert len(server.connections) == 0
 
 
 def test_idleForEver() -> None:
     """
     By default idle connections stay.
     """
-    house = House()
-    house.connections.startService()
-    house.enter()
-    house.passes(500)
-    assert len(house.connections) == 1
+    server = MemoryServer()
+    server.connections.startService()
+    server.enter()
+    server.passes(500)
+    assert len(server.connections) == 1
 
 
 def test_echoUnread() -> None:
@@ -321,36 +321,36 @@ def test_echoUnread() -> None:
     A client that leaves its echo unread is aborted after the write time-out; one that reads some of
     it is not.
     """
-    house = House(Limits(writeTimeout=4))
-    house.connections.startService()
-    stuck, slow = house.enter(), house.enter()
+    server = MemoryServer(Limits(writeTimeout=4))
+    server.connections.startService()
+    stuck, slow = server.enter(), server.enter()
     for _ in range(2):
-        for guest in stuck, slow:
-            guest.peer.sendall(b"x" * 999 + b"\n")
-        house.turn()
-    house.passes(3)
-    assert set(house.connections) == {stuck.transport, slow.transport}
+        for pair in stuck, slow:
+            pair.peer.sendall(b"x" * 999 + b"\n")
+        server.turn()
+    server.passes(3)
+    assert set(server.connections) == {stuck.transport, slow.transport}
     slow.peer.recv(1000)
-    house.passes(3)
-    assert set(house.connections) == {slow.transport}
+    server.passes(3)
+    assert set(server.connections) == {slow.transport}
     assert stuck.record.reason is CloseReason.WRITE_TIMEOUT
     slow.peer.recv(1000)
-    house.passes(50)
-    assert set(house.connections) == {slow.transport}
+    server.passes(50)
+    assert set(server.connections) == {slow.transport}
 
 
 def test_echoUnreadThatCameLate() -> None:
     """
     What a protocol holds back for a moment is not forgotten when it reaches the kernel.
     """
-    house = House(Limits(writeTimeout=8), RecorderFactory())
-    house.connections.startService()
-    stuck = house.enter()
+    server = MemoryServer(Limits(writeTimeout=8), RecorderFactory())
+    server.connections.startService()
+    stuck = server.enter()
     stuck.peer.sendall(b"x")
     # One look has seen bytes come in, and one that nothing is unsent.
-    house.passes(2.5)
+    server.passes(2.5)
     stuck.transport.write(b"x")
-    house.passes(11)
+    server.passes(11)
     assert stuck.record.reason is CloseReason.WRITE_TIMEOUT
 
 
@@ -358,14 +358,14 @@ def test_echoUnreadIsNoIdleness() -> None:
     """
     It is the write time-out that counts while an echo is unread, be it the longer one.
     """
-    house = House(Limits(writeTimeout=20, idleTimeout=4))
-    house.connections.startService()
-    stuck = house.enter()
+    server = MemoryServer(Limits(writeTimeout=20, idleTimeout=4))
+    server.connections.startService()
+    stuck = server.enter()
     stuck.peer.sendall(b"x\n")
-    house.passes(15)
-    assert len(house.connections) == 1
-    house.passes(10)
-    assert len(house.connections) == 0
+    server.passes(15)
+    assert len(server.connections) == 1
+    server.passes(10)
+    assert len(server.connections) == 0
     assert stuck.record.reason is CloseReason.WRITE_TIMEOUT
 
 
@@ -373,34 +373,34 @@ def test_idleWithAProducer() -> None:
     """
     Also a connection is closed whose protocol has a producer, and all that it has written is sent.
     """
-    house = House(Limits(idleTimeout=4), RecorderFactory())
-    house.connections.startService()
-    guest = house.enter()
-    guest.transport.registerProducer(guest.protocol, True)
-    guest.transport.write(PLENTY)
-    assert house.collect(guest.peer, len(PLENTY)) == PLENTY
-    house.passes(10)
-    assert guest.record.reason is CloseReason.IDLE_TIMEOUT
-    assert guest.peer.recv(1) == b""
+    server = MemoryServer(Limits(idleTimeout=4), RecorderFactory())
+    server.connections.startService()
+    pair = server.enter()
+    pair.transport.registerProducer(pair.protocol, True)
+    pair.transport.write(PLENTY)
+    assert server.collect(pair.peer, len(PLENTY)) == PLENTY
+    server.passes(10)
+    assert pair.record.reason is CloseReason.IDLE_TIMEOUT
+    assert pair.peer.recv(1) == b""
 
 
 def test_oneThatCannotBeLookedAt() -> None:
     """
     A connection that fails under the eyes of the time-outs fails alone.
     """
-    house = House(Limits(idleTimeout=4))
-    house.connections.startService()
-    broken, other = house.enter(), house.enter()
+    server = MemoryServer(Limits(idleTimeout=4))
+    server.connections.startService()
+    broken, other = server.enter(), server.enter()
     broken.peer.sendall(b"x")
-    house.turn()
+    server.turn()
     broken.transport.getHandle().close()
     with capturedLogs() as logs:
-        house.passes(3)
+        server.passes(3)
     assert [event["log_level"] for event in logs] == [LogLevel.error]
-    assert set(house.connections) == {other.transport}
+    assert set(server.connections) == {other.transport}
     assert broken.record.reason is CloseReason.ERROR
-    house.passes(3)
-    assert len(house.connections) == 0
+    server.passes(3)
+    assert len(server.connections) == 0
 
 
 # The drain.
@@ -410,21 +410,21 @@ def test_drainNobody() -> None:
     """
     Without connections there is nothing to wait for.
     """
-    house = House()
-    house.connections.startService()
-    assert not house.connections.isDraining
-    assert drain(house) == [None]
-    assert house.connections.isDraining
-    house.passes(0.1)
-    assert house.clock.getDelayedCalls() == []
+    server = MemoryServer()
+    server.connections.startService()
+    assert not server.connections.isDraining
+    assert drain(server) == [None]
+    assert server.connections.isDraining
+    server.passes(0.1)
+    assert server.clock.getDelayedCalls() == []
 
 
-def drain(house: House) -> list[object]:
+def drain(server: MemoryServer) -> list[object]:
     """
     Begin to drain. The list that is returned is empty until the end.
     """
     done: list[object] = []
-    house.connections.stopService().addCallback(done.append)
+    server.connections.stopService().addCallback(done.append)
     return done
 
 
@@ -433,33 +433,33 @@ def test_drainAtRest() -> None:
     What is at rest is closed at once; what has received a moment ago, when it has been silent for a
     while.
     """
-    house = House(Limits(idleTimeout=1))
-    house.connections.startService()
-    idle = house.enter()
-    house.passes(0.5)
-    busy = house.enter()
+    server = MemoryServer(Limits(idleTimeout=1))
+    server.connections.startService()
+    idle = server.enter()
+    server.passes(0.5)
+    busy = server.enter()
 
     def ask() -> None:
         busy.peer.sendall(b"line\n")
-        house.turn()
+        server.turn()
         assert busy.peer.recv(100) == b"line\n"
 
     ask()
-    done = drain(house)
-    house.passes(0.05)
-    assert set(house.connections) == {busy.transport}
+    done = drain(server)
+    server.passes(0.05)
+    assert set(server.connections) == {busy.transport}
     assert idle.record.reason is CloseReason.DRAINED
     assert idle.peer.recv(1) == b""
     ask()
-    house.passes(0.25)
+    server.passes(0.25)
     ask()
-    house.passes(0.25)
-    assert set(house.connections) == {busy.transport}
-    house.passes(0.3)
+    server.passes(0.25)
+    assert set(server.connections) == {busy.transport}
+    server.passes(0.3)
     assert done == [None]
     assert busy.record.reason is CloseReason.DRAINED
     assert busy.peer.recv(1) == b""
-    assert house.clock.getDelayedCalls() == []
+    assert server.clock.getDelayedCalls() == []
 
 
 @pytest.mark.parametrize("busy", ["line begun", "unread", "unsent"])
@@ -468,22 +468,22 @@ def test_drainBusy(busy: str) -> None:
     A connection goes on while a line is begun, or something is unread or unsent; at the deadline it
     is aborted, and counted.
     """
-    house = House(Limits(drainTimeout=5))
-    house.connections.startService()
-    guest = house.enter()
-    guest.peer.sendall(b"begin" if busy == "line begun" else b"line\n")
-    house.turn()
+    server = MemoryServer(Limits(drainTimeout=5))
+    server.connections.startService()
+    pair = server.enter()
+    pair.peer.sendall(b"begin" if busy == "line begun" else b"line\n")
+    server.turn()
     if busy == "unread":
-        assert guest.peer.recv(100) == b"line\n"
-        guest.transport.pauseProducing()
-        guest.peer.send(b"x")
-    done = drain(house)
+        assert pair.peer.recv(100) == b"line\n"
+        pair.transport.pauseProducing()
+        pair.peer.send(b"x")
+    done = drain(server)
     with capturedLogs() as logs:
-        house.passes(4.9)
-        assert not guest.transport.disconnecting
-        assert guest.record.reason is None
-        house.passes(0.2)
-    assert guest.record.reason is CloseReason.ABORTED
+        server.passes(4.9)
+        assert not pair.transport.disconnecting
+        assert pair.record.reason is None
+        server.passes(0.2)
+    assert pair.record.reason is CloseReason.ABORTED
     assert done == [None]
     assert [event["count"] for event in logs] == [1]
 
@@ -492,19 +492,19 @@ def test_drainUntilTheLineIsComplete() -> None:
     """
     A line that was begun is waited for.
     """
-    house = House()
-    house.connections.startService()
-    guest = house.enter()
-    guest.peer.sendall(b"is it")
-    house.turn()
-    done = drain(house)
-    house.passes(10)
-    guest.peer.sendall(b" me\n")
-    house.turn()
-    assert guest.peer.recv(100) == b"is it me\n"
-    house.passes(0.5)
+    server = MemoryServer()
+    server.connections.startService()
+    pair = server.enter()
+    pair.peer.sendall(b"is it")
+    server.turn()
+    done = drain(server)
+    server.passes(10)
+    pair.peer.sendall(b" me\n")
+    server.turn()
+    assert pair.peer.recv(100) == b"is it me\n"
+    server.passes(0.5)
     assert done == [None]
-    assert guest.record.reason is CloseReason.DRAINED
+    assert pair.record.reason is CloseReason.DRAINED
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -512,37 +512,37 @@ def test_drainInAHurry(begun: bool) -> None:
     """
     A drain can be cut short, also before it begins.
     """
-    house = House()
-    house.connections.startService()
-    guest = house.enter(overTCP=True)
-    guest.peer.sendall(b"is it")
-    house.turn()
+    server = MemoryServer()
+    server.connections.startService()
+    pair = server.enter(overTCP=True)
+    pair.peer.sendall(b"is it")
+    server.turn()
     if begun:
-        done = drain(house)
-        house.passes(1)
-        house.connections.abortDrain()
+        done = drain(server)
+        server.passes(1)
+        server.connections.abortDrain()
     else:
-        house.connections.abortDrain()
-        done = drain(house)
-    house.passes(0.1)
+        server.connections.abortDrain()
+        done = drain(server)
+    server.passes(0.1)
     assert done == [None]
-    assert guest.record.reason is CloseReason.ABORTED
+    assert pair.record.reason is CloseReason.ABORTED
     with pytest.raises(ConnectionResetError):
-        guest.peer.recv(1)
-    assert house.clock.getDelayedCalls() == []
+        pair.peer.recv(1)
+    assert server.clock.getDelayedCalls() == []
 
 
 def test_whenLeft() -> None:
     """
     Who waits for one to leave is told once, when the first one does, be it in the drain.
     """
-    house = House()
-    house.connections.startService()
+    server = MemoryServer()
+    server.connections.startService()
     told: list[str] = []
-    house.enter(), house.enter()
-    house.connections.onNextEnd(lambda: told.append("left"))
-    done = drain(house)
-    house.passes(1)
+    server.enter(), server.enter()
+    server.connections.onNextEnd(lambda: told.append("left"))
+    done = drain(server)
+    server.passes(1)
     assert told == ["left"]
     assert done == [None]
 
@@ -551,11 +551,11 @@ def test_counts() -> None:
     """
     The lines and bytes of all connections are counted, also of those that have ended.
     """
-    house = House()
-    one, two = house.enter(), house.enter()
-    for guest in one, two:
-        guest.peer.sendall(b"1\n2\n3")
-    house.turn()
-    assert house.connections.counts() == (4, 10, 8)
+    server = MemoryServer()
+    one, two = server.enter(), server.enter()
+    for pair in one, two:
+        pair.peer.sendall(b"1\n2\n3")
+    server.turn()
+    assert server.connections.counts() == (4, 10, 8)
     one.transport.connectionLost(Failure(ConnectionLost()))
-    assert house.connections.counts() == (4, 10, 8)
+    assert server.connections.counts() == (4, 10, 8)

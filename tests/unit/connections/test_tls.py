@@ -25,7 +25,7 @@ from kvserver.connections.stage import CLOSE_TIMEOUT
 from kvserver.connections.tls import RECEIVE_SIZE, TLSTransport
 from kvserver.listening.route import Route
 from tests.support.clients import LINES
-from tests.support.house import Guest, House, RecorderFactory, Watched
+from tests.support.memory import MemoryServer, Pair, RecorderFactory, Watched
 from tests.support.wires import Authority
 
 RECORD = b"x" * (16 * 1024 - 1) + b"\n"
@@ -49,15 +49,15 @@ def _descriptors() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def certificates(authority: Authority) -> Certificates:
     """
-    What all houses here show.
+    What all memoryServers here show.
     """
-    certificate, key = authority.issue("house")
+    certificate, key = authority.issue("memoryServer")
     return Certificates(str(certificate), str(key))
 
 
-class TLSHouse(House):
+class TLSServer(MemoryServer):
     """
-    A house that one comes to by TLS.
+    A memoryServer that one comes to by TLS.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Visitor:
     """
     A client with TLS.
 
-    @ivar guest: Its connection.
+    @ivar pair: Its connection.
 
     @ivar peer: Its socket.
 
@@ -116,12 +116,12 @@ class Visitor:
     @ivar closed: Has the other side sent FIN?
     """
 
-    def __init__(self, house: TLSHouse) -> None:
-        self.house = house
-        self.guest: Guest = house.enter()
-        self.peer = self.guest.peer
+    def __init__(self, memoryServer: TLSServer) -> None:
+        self.memoryServer = memoryServer
+        self.pair: Pair = memoryServer.enter()
+        self.peer = self.pair.peer
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = house.context.wrap_bio(
+        self.tls = memoryServer.context.wrap_bio(
             self._incoming, self._outgoing, server_hostname="localhost"
         )
         self.received = bytearray()
@@ -144,10 +144,10 @@ class Visitor:
         while flight := self.flight():
             for piece in cut(flight):
                 self.peer.sendall(piece)
-                self.house.settle()
+                self.memoryServer.settle()
             self.listen()
         assert self.tls.version()
-        self.guest.protocol = self.guest.transport.protocol
+        self.pair.protocol = self.pair.transport.protocol
 
     def encrypt(self, *lines: bytes) -> bytes:
         """
@@ -196,10 +196,10 @@ class Visitor:
 
     def readAll(self, size: int) -> bytes:
         """
-        Take so many bytes, while the house has its turns.
+        Take so many bytes, while the memoryServer has its turns.
         """
         while len(self.received) < size and not self.closed:
-            self.house.turn()
+            self.memoryServer.turn()
             self.read()
         return bytes(self.received)
 
@@ -211,7 +211,7 @@ class Visitor:
         """
         self.received.clear()
         self.peer.sendall(self.encrypt(*lines))
-        self.house.settle()
+        self.memoryServer.settle()
         return self.read()
 
     def stick(self, chunk: bytes) -> int:
@@ -223,15 +223,15 @@ class Visitor:
         count = 0
         encrypted = b""
         self.peer.setblocking(False)
-        transport = self.guest.transport
-        while transport in self.house.poller.getReaders() or self.house.isReady():
+        transport = self.pair.transport
+        while transport in self.memoryServer.poller.getReaders() or self.memoryServer.isReady():
             assert transport.record.reason is None
             if not encrypted:
                 encrypted = self.encrypt(chunk)
                 count += 1
             with contextlib.suppress(BlockingIOError):
                 encrypted = encrypted[self.peer.send(encrypted) :]
-            self.house.turn()
+            self.memoryServer.turn()
         self._rest = encrypted
         return count
 
@@ -240,7 +240,7 @@ class Visitor:
         Send what L{stick} has left.
         """
         while self._rest:
-            self.house.turn()
+            self.memoryServer.turn()
             self.read()
             with contextlib.suppress(BlockingIOError):
                 self._rest = self._rest[self.peer.send(self._rest) :]
@@ -257,49 +257,49 @@ def context(request: pytest.FixtureRequest, authority: Authority) -> ssl.SSLCont
 
 
 @pytest.fixture
-def house(certificates: Certificates, context: ssl.SSLContext) -> Iterator[TLSHouse]:
+def memoryServer(certificates: Certificates, context: ssl.SSLContext) -> Iterator[TLSServer]:
     """
-    A house of the echo, that is empty in the end.
+    A memoryServer of the echo, that is empty in the end.
     """
-    house = TLSHouse(certificates, context)
-    yield house
-    house.close()
+    memoryServer = TLSServer(certificates, context)
+    yield memoryServer
+    memoryServer.close()
 
 
 @pytest.fixture
-def recording(certificates: Certificates, context: ssl.SSLContext) -> Iterator[TLSHouse]:
+def recording(certificates: Certificates, context: ssl.SSLContext) -> Iterator[TLSServer]:
     """
-    A house whose guests are recorded, and that is empty in the end.
+    A memoryServer whose pairs are recorded, and that is empty in the end.
     """
-    house = TLSHouse(certificates, context, factory=RecorderFactory())
-    yield house
-    house.close()
+    memoryServer = TLSServer(certificates, context, factory=RecorderFactory())
+    yield memoryServer
+    memoryServer.close()
 
 
 # A record, cut anywhere.
 
 
-def test_handshake(house: TLSHouse) -> None:
+def test_handshake(memoryServer: TLSServer) -> None:
     """
     The protocol comes when the handshake is done, and the record has the version.
     """
-    visitor = Visitor(house)
-    assert visitor.guest.transport.protocol is None
+    visitor = Visitor(memoryServer)
+    assert visitor.pair.transport.protocol is None
     visitor.shakeHands()
-    assert visitor.guest.transport.protocol is not None
-    assert visitor.guest.record.tls == visitor.tls.version()
+    assert visitor.pair.transport.protocol is not None
+    assert visitor.pair.record.tls == visitor.tls.version()
     assert visitor.ask(b"hello\n") == b"hello\n"
-    assert (visitor.guest.record.received, visitor.guest.record.sent) == (6, 6)
+    assert (visitor.pair.record.received, visitor.pair.record.sent) == (6, 6)
 
 
-def test_handshakeCutAnywhere(house: TLSHouse) -> None:
+def test_handshakeCutAnywhere(memoryServer: TLSServer) -> None:
     """
     The handshake may be cut at every byte of each flight.
     """
     longest = 1
     place = 0
     while place < longest:
-        visitor = Visitor(house)
+        visitor = Visitor(memoryServer)
 
         def cut(flight: bytes, place: int = place) -> list[bytes]:
             nonlocal longest
@@ -309,28 +309,28 @@ def test_handshakeCutAnywhere(house: TLSHouse) -> None:
         visitor.shakeHands(cut)
         assert visitor.ask(b"hello\n") == b"hello\n"
         visitor.peer.close()
-        house.settle()
+        memoryServer.settle()
         place += 1
     assert longest > 100
 
 
-def test_handshakeByteByByte(house: TLSHouse) -> None:
+def test_handshakeByteByByte(memoryServer: TLSServer) -> None:
     """
     It may come byte by byte.
     """
-    visitor = Visitor(house)
+    visitor = Visitor(memoryServer)
     visitor.shakeHands(lambda flight: [bytes([byte]) for byte in flight])
     assert visitor.ask(b"hello\n") == b"hello\n"
 
 
 @pytest.mark.parametrize("line", [b"\n", b"hello\n", RECORD])
-def test_recordCutAnywhere(house: TLSHouse, line: bytes) -> None:
+def test_recordCutAnywhere(memoryServer: TLSServer, line: bytes) -> None:
     """
     A record may be cut at every byte: it is answered when it is whole, and from its first byte to
     its last but one the connection is not idle.
     """
-    visitor = house.visit()
-    transport = visitor.guest.transport
+    visitor = memoryServer.visit()
+    transport = visitor.pair.transport
     place = 0
     while True:
         record = visitor.encrypt(line)
@@ -338,13 +338,13 @@ def test_recordCutAnywhere(house: TLSHouse, line: bytes) -> None:
             break
         if place:
             visitor.peer.sendall(record[:place])
-            house.turn()
+            memoryServer.turn()
             assert not transport.isIdle()
-            assert visitor.guest.isSilent()
+            assert visitor.pair.isSilent()
         else:
             assert transport.isIdle()
         visitor.peer.sendall(record[place:])
-        house.turn()
+        memoryServer.turn()
         assert transport.isIdle()
         visitor.received.clear()
         assert visitor.read() == line
@@ -352,84 +352,84 @@ def test_recordCutAnywhere(house: TLSHouse, line: bytes) -> None:
     assert place > len(line)
 
 
-def test_recordsCutAnywhere(house: TLSHouse) -> None:
+def test_recordsCutAnywhere(memoryServer: TLSServer) -> None:
     """
     So may several records that come in two segments.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     lines = [b"hello\n", b"is it", b" me\n", b"you are looking for?\n"]
     for place in range(1, len(visitor.encrypt(*lines))):
         if place == 1:
-            visitor = house.visit()
+            visitor = memoryServer.visit()
         records = visitor.encrypt(*lines)
         visitor.received.clear()
         for piece in records[:place], records[place:]:
             visitor.peer.sendall(piece)
-            house.settle()
+            memoryServer.settle()
         assert visitor.read() == b"".join(lines)
 
 
 # What comes at once.
 
 
-def test_severalRecords(house: TLSHouse) -> None:
+def test_severalRecords(memoryServer: TLSServer) -> None:
     """
     What comes in one segment is answered with one send, however many records it is.
     """
-    visitor = house.visit()
-    sends = Watched(visitor.guest).sends
+    visitor = memoryServer.visit()
+    sends = Watched(visitor.pair).sends
     for count in 1, 2, 10, 100:
         lines = [b"%d\n" % number for number in range(count)]
         visitor.peer.sendall(visitor.encrypt(*lines))
-        house.turn()
+        memoryServer.turn()
         assert visitor.read() == b"".join(lines)
         visitor.received.clear()
         assert len(sends) == 1
         sends.clear()
 
 
-def test_severalRecordsAtOnce(recording: TLSHouse) -> None:
+def test_severalRecordsAtOnce(recording: TLSServer) -> None:
     """
     It is given to the protocol at once.
     """
     visitor = recording.visit()
     visitor.peer.sendall(visitor.encrypt(*[b"%d\n" % number for number in range(100)]))
     recording.turn()
-    assert visitor.guest.protocol.events == [b"".join(b"%d\n" % n for n in range(100))]
+    assert visitor.pair.protocol.events == [b"".join(b"%d\n" % n for n in range(100))]
 
 
-def test_withTheHandshake(house: TLSHouse) -> None:
+def test_withTheHandshake(memoryServer: TLSServer) -> None:
     """
     What comes in one segment with the end of the handshake is answered.
     """
-    visitor = Visitor(house)
+    visitor = Visitor(memoryServer)
     visitor.peer.sendall(visitor.flight())
-    house.settle()
+    memoryServer.settle()
     visitor.listen()
     flight = visitor.flight()
     if visitor.tls.version() != "TLSv1.3":
         # The client must not send before it has heard the server's end.
         visitor.peer.sendall(flight)
-        house.settle()
+        memoryServer.settle()
         visitor.listen()
         flight = visitor.flight()
     visitor.peer.sendall(flight + visitor.encrypt(b"hello\n", b"is it"))
-    house.settle()
+    memoryServer.settle()
     assert visitor.read() == b"hello\n"
 
 
-def test_muchAtOnce(house: TLSHouse) -> None:
+def test_muchAtOnce(memoryServer: TLSServer) -> None:
     """
     Of much that comes nothing is left where no event would tell of it.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     text = LINES[: 1 << 17]
     encrypted = visitor.encrypt(text)
     visitor.peer.setblocking(False)
     while encrypted:
         encrypted = encrypted[visitor.peer.send(encrypted) :]
-        house.settle()
-        assert visitor.guest.transport.queued(0x541B) == 0
+        memoryServer.settle()
+        assert visitor.pair.transport.queued(0x541B) == 0
         visitor.read()
     last = text.rfind(b"\n") + 1
     assert visitor.readAll(last) == text[:last]
@@ -443,12 +443,12 @@ def test_muchAtOnce(house: TLSHouse) -> None:
     "lines", [[], [b"hello\n"], [b"hello\n", b"is it me\n", b"for"], [RECORD] * 3]
 )
 @pytest.mark.parametrize("notify", [True, False])
-def test_end(house: TLSHouse, lines: list[bytes], tail: bytes, notify: bool) -> None:
+def test_end(memoryServer: TLSServer, lines: list[bytes], tail: bytes, notify: bool) -> None:
     """
     Lines, a tail without an end, and a close_notify or a FIN without one, all in one segment: all
     comes back, and then a close_notify and FIN.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     text = b"".join((*lines, tail))
     records = visitor.encrypt(*lines, tail)
     if notify:
@@ -456,158 +456,158 @@ def test_end(house: TLSHouse, lines: list[bytes], tail: bytes, notify: bool) -> 
     else:
         visitor.peer.sendall(records)
         visitor.peer.shutdown(socket.SHUT_WR)
-    house.settle()
+    memoryServer.settle()
     assert visitor.read() == text
     assert visitor.ended
     assert visitor.closed
-    (record,) = house.ended
+    (record,) = memoryServer.ended
     assert record.reason is CloseReason.CLIENT_CLOSED
     assert (record.received, record.sent) == (len(text), len(text))
     assert record.work == text.count(b"\n")
 
 
 @pytest.mark.parametrize("tail", [b"", b"the tail"])
-def test_endInTheMiddle(house: TLSHouse, tail: bytes) -> None:
+def test_endInTheMiddle(memoryServer: TLSServer, tail: bytes) -> None:
     """
     FIN in the middle of a record: what was whole comes back.
     """
-    for place in range(1, len(house.visit().encrypt(b"cut\n"))):
-        visitor = house.visit()
+    for place in range(1, len(memoryServer.visit().encrypt(b"cut\n"))):
+        visitor = memoryServer.visit()
         whole = visitor.encrypt(b"hello\n", tail)
         visitor.peer.sendall(whole + visitor.encrypt(b"cut\n")[:place])
         visitor.peer.shutdown(socket.SHUT_WR)
-        house.settle()
+        memoryServer.settle()
         assert visitor.read() == b"hello\n" + tail
         assert visitor.ended
         assert visitor.closed
-        assert house.ended[-1].reason is CloseReason.CLIENT_CLOSED
+        assert memoryServer.ended[-1].reason is CloseReason.CLIENT_CLOSED
 
 
-def test_afterCloseNotify(house: TLSHouse) -> None:
+def test_afterCloseNotify(memoryServer: TLSServer) -> None:
     """
     What comes after a close_notify is nothing, also if it is more than is read at once: it must not
     turn our close into a reset.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     end = visitor.encrypt(b"hello\n") + visitor.closeNotify()
     visitor.peer.sendall(end + bytes(2 * RECEIVE_SIZE))
-    house.settle()
+    memoryServer.settle()
     assert visitor.read() == b"hello\n"
     assert visitor.ended
 
 
-def test_ourEnd(house: TLSHouse) -> None:
+def test_ourEnd(memoryServer: TLSServer) -> None:
     """
     If we close, the peer gets a close_notify and FIN, and may take a while to end its own half;
     what it still sends is dropped.
     """
-    visitor = house.visit()
-    visitor.guest.transport.loseConnection()
-    house.settle()
+    visitor = memoryServer.visit()
+    visitor.pair.transport.loseConnection()
+    memoryServer.settle()
     visitor.read()
     assert visitor.ended
     assert visitor.closed
     for _ in range(3):
         visitor.peer.sendall(visitor.encrypt(b"hello\n"))
-        house.settle()
-    assert len(house.connections) == 1
+        memoryServer.settle()
+    assert len(memoryServer.connections) == 1
     visitor.peer.close()
-    house.settle()
-    assert len(house.connections) == 0
+    memoryServer.settle()
+    assert len(memoryServer.connections) == 0
 
 
-def test_ourEndIsLate(house: TLSHouse) -> None:
+def test_ourEndIsLate(memoryServer: TLSServer) -> None:
     """
     A peer that does not is aborted.
     """
-    visitor = house.visit()
-    visitor.guest.transport.loseConnection()
-    house.settle()
+    visitor = memoryServer.visit()
+    visitor.pair.transport.loseConnection()
+    memoryServer.settle()
     visitor.read()
-    house.passes(CLOSE_TIMEOUT - 1)
-    assert len(house.connections) == 1
-    house.passes(2)
-    assert len(house.connections) == 0
+    memoryServer.passes(CLOSE_TIMEOUT - 1)
+    assert len(memoryServer.connections) == 1
+    memoryServer.passes(2)
+    assert len(memoryServer.connections) == 0
 
 
-def test_reset(house: TLSHouse) -> None:
+def test_reset(memoryServer: TLSServer) -> None:
     """
     A reset is one, in each state.
     """
     for state in range(4):
-        visitor = Visitor(house) if state < 2 else house.visit()
+        visitor = Visitor(memoryServer) if state < 2 else memoryServer.visit()
         if state:
             visitor.peer.sendall(visitor.flight() if state == 1 else visitor.encrypt(RECORD))
-            house.turn()
+            memoryServer.turn()
         if state == 3:
             visitor.peer.sendall(visitor.encrypt(RECORD)[:100])
-            house.turn()
-        visitor.guest.reset()
-        house.settle()
-        assert len(house.connections) == 0
+            memoryServer.turn()
+        visitor.pair.reset()
+        memoryServer.settle()
+        assert len(memoryServer.connections) == 0
 
 
-def test_garbage(house: TLSHouse) -> None:
+def test_garbage(memoryServer: TLSServer) -> None:
     """
     A record that is none is answered with an alert, and the connection is reset: that is a warning,
     and no error.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     with capturedLogs() as logs:
         visitor.peer.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
-        house.settle()
+        memoryServer.settle()
     with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):
         visitor.read()
     assert visitor.closed
     assert [event["log_level"] for event in logs] == [LogLevel.warn]
     visitor.peer.close()
-    house.settle()
-    (record,) = house.ended
+    memoryServer.settle()
+    (record,) = memoryServer.ended
     assert record.reason is CloseReason.RESET
 
 
-def test_noTLS(house: TLSHouse) -> None:
+def test_noTLS(memoryServer: TLSServer) -> None:
     """
     So is one that is no record at all.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     visitor.peer.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    house.settle()
+    memoryServer.settle()
     with pytest.raises(ssl.SSLError, match="ALERT"):
         visitor.read()
     assert visitor.closed
     visitor.peer.close()
-    house.settle()
-    assert [record.reason for record in house.ended] == [CloseReason.RESET]
+    memoryServer.settle()
+    assert [record.reason for record in memoryServer.ended] == [CloseReason.RESET]
 
 
-def test_garbageWhileSending(house: TLSHouse) -> None:
+def test_garbageWhileSending(memoryServer: TLSServer) -> None:
     """
     Also when not all of the echo was sent.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     visitor.stick(LINES[: 1 << 16])
     visitor._rest = b""
-    assert visitor.guest.transport._buffer
+    assert visitor.pair.transport._buffer
     visitor.peer.close()
-    house.settle()
-    assert len(house.connections) == 0
+    memoryServer.settle()
+    assert len(memoryServer.connections) == 0
 
 
 def test_leavesNothing(certificates: Certificates, context: ssl.SSLContext) -> None:
     """
     What a connection was is gone with it, without the garbage collector.
     """
-    house = TLSHouse(certificates, context)
-    visitor = house.visit()
+    memoryServer = TLSServer(certificates, context)
+    visitor = memoryServer.visit()
     assert visitor.ask(b"hello\n") == b"hello\n"
-    transport = visitor.guest.transport
+    transport = visitor.pair.transport
     gone = [weakref.ref(thing) for thing in (transport, transport.socket, transport.protocol)]
     del transport
     visitor.peer.sendall(visitor.closeNotify())
-    house.settle()
-    assert len(house.connections) == 0
-    house.ended.clear()
+    memoryServer.settle()
+    assert len(memoryServer.connections) == 0
+    memoryServer.ended.clear()
     del visitor
     assert [thing() for thing in gone] == [None] * 3
 
@@ -619,20 +619,18 @@ def test_handshakeLeavesNothing(
     """
     Also if its handshake came to nothing.
     """
-    house = TLSHouse(certificates, context)
-    visitor = Visitor(house)
-    gone = [
-        weakref.ref(thing) for thing in (visitor.guest.transport, visitor.guest.transport.stage)
-    ]
+    memoryServer = TLSServer(certificates, context)
+    visitor = Visitor(memoryServer)
+    gone = [weakref.ref(thing) for thing in (visitor.pair.transport, visitor.pair.transport.stage)]
     if how == "refused":
         visitor.peer.sendall(b"hello\n" * 10)
-        house.settle()
+        memoryServer.settle()
     if how == "late":
-        house.passes(HANDSHAKE_TIMEOUT + 1)
+        memoryServer.passes(HANDSHAKE_TIMEOUT + 1)
     visitor.peer.close()
-    house.settle()
-    assert len(house.connections) == 0
-    house.ended.clear()
+    memoryServer.settle()
+    assert len(memoryServer.connections) == 0
+    memoryServer.ended.clear()
     del visitor
     assert [thing() for thing in gone] == [None] * 2
 
@@ -641,36 +639,36 @@ def test_handshakeLeavesNothing(
 
 
 @pytest.mark.parametrize("size", [1, 2, 100, 1_000, 16_000, 100_000])
-def test_neverReads(house: TLSHouse, size: int) -> None:
+def test_neverReads(memoryServer: TLSServer, size: int) -> None:
     """
     Who does not read is not read from, and nothing but the rest of what was read waits for it; when
     it reads at last, it gets all.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     chunk = (b"x" * (size - 1) + b"\n") * max(1, 100_000 // size)
     count = visitor.stick(chunk)
     assert count > 1
-    transport = visitor.guest.transport
-    assert transport not in house.poller.getReaders()
+    transport = visitor.pair.transport
+    assert transport not in memoryServer.poller.getReaders()
     assert not transport.isIdle()
     assert len(transport._buffer) <= 2 * 64 * 1024
     visitor.finish()
     assert visitor.readAll(count * len(chunk)) == chunk * count
-    house.settle()
-    assert transport in house.poller.getReaders()
+    memoryServer.settle()
+    assert transport in memoryServer.poller.getReaders()
     assert transport.isIdle()
 
 
 @pytest.mark.parametrize("notify", [True, False])
-def test_neverReadsAndEnds(house: TLSHouse, notify: bool) -> None:
+def test_neverReadsAndEnds(memoryServer: TLSServer, notify: bool) -> None:
     """
     Also if it has said that there is no more to come.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     chunk = LINES[:100_003]
     sent = visitor.stick(chunk)
     while visitor._rest:
-        house.turn()
+        memoryServer.turn()
         visitor.listen(1 << 10)
         with contextlib.suppress(BlockingIOError):
             visitor._rest = visitor._rest[visitor.peer.send(visitor._rest) :]
@@ -679,9 +677,9 @@ def test_neverReadsAndEnds(house: TLSHouse, notify: bool) -> None:
         visitor.peer.sendall(visitor.closeNotify())
     else:
         visitor.peer.shutdown(socket.SHUT_WR)
-    house.settle()
+    memoryServer.settle()
     assert visitor.readAll(sent * len(chunk)) == chunk * sent
-    house.settle()
+    memoryServer.settle()
     visitor.read()
     assert visitor.ended
     assert visitor.closed
@@ -691,9 +689,9 @@ def test_smallBuffers(certificates: Certificates, context: ssl.SSLContext) -> No
     """
     Neither does it matter that the kernel takes little at a time, at the handshake or later.
     """
-    house = TLSHouse(certificates, context)
-    visitor = Visitor(house)
-    transport = visitor.guest.transport
+    memoryServer = TLSServer(certificates, context)
+    visitor = Visitor(memoryServer)
+    transport = visitor.pair.transport
     transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     visitor.shakeHands()
     chunk = bytes(range(256)) * 300 + b"\n"
@@ -705,29 +703,29 @@ def test_smallBuffers(certificates: Certificates, context: ssl.SSLContext) -> No
         rest = rest or b"".join(map(visitor.encrypt, [next(sender, b"")]))
         with contextlib.suppress(BlockingIOError):
             rest = rest[visitor.peer.send(rest) :]
-        house.turn()
+        memoryServer.turn()
         visitor.read(777)
     assert visitor.received == chunk * 20
-    house.close()
+    memoryServer.close()
 
 
 # What is counted.
 
 
-def test_counters(house: TLSHouse) -> None:
+def test_counters(memoryServer: TLSServer) -> None:
     """
     What is counted are the application's bytes, and the counters never go down: not with short
     lines, of which the records are much longer, not for a client that reads slowly, and not at the
     end.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     chunk = b"x\n"
     count = 0
     before = (0, 0, 0)
 
     def look() -> None:
         nonlocal before
-        now = house.connections.counts()
+        now = memoryServer.connections.counts()
         assert all(new >= old for new, old in zip(now, before, strict=True)), (before, now)
         lines, received, sent = before = now
         assert sent <= received <= 2 * count + 1
@@ -735,94 +733,94 @@ def test_counters(house: TLSHouse) -> None:
 
     visitor.peer.setblocking(False)
     rest = b""
-    while not visitor.guest.transport._buffer:
+    while not visitor.pair.transport._buffer:
         for _ in range(100):
             rest += visitor.encrypt(chunk)
             count += 1
         with contextlib.suppress(BlockingIOError):
             rest = rest[visitor.peer.send(rest) :]
-        house.turn()
+        memoryServer.turn()
         look()
     while len(visitor.received) < 2 * count:
         with contextlib.suppress(BlockingIOError):
             rest = rest[visitor.peer.send(rest) :] if rest else b""
         visitor.read(1_000)
-        house.turn()
+        memoryServer.turn()
         look()
     assert visitor.received == chunk * count
     assert before == (count, 2 * count, 2 * count)
     visitor.peer.sendall(visitor.encrypt(b"x") + visitor.closeNotify())
-    house.settle()
+    memoryServer.settle()
     look()
     assert before == (count, 2 * count + 1, 2 * count + 1)
 
 
 @pytest.mark.parametrize("abort", [True, False])
-def test_countersAtTheEnd(house: TLSHouse, abort: bool) -> None:
+def test_countersAtTheEnd(memoryServer: TLSServer, abort: bool) -> None:
     """
     What was not sent is not counted as sent, also if it never will be.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     visitor.stick(LINES[:100_000])
-    unfinished = len(visitor.guest.transport.protocol._unfinished)  # type: ignore[union-attr]
-    before = house.connections.counts()
-    assert isinstance(visitor.guest.transport, TLSTransport)
-    waiting = sum(size for _, size in visitor.guest.transport._parts)
+    unfinished = len(visitor.pair.transport.protocol._unfinished)  # type: ignore[union-attr]
+    before = memoryServer.connections.counts()
+    assert isinstance(visitor.pair.transport, TLSTransport)
+    waiting = sum(size for _, size in visitor.pair.transport._parts)
     assert before[1] == before[2] + waiting + unfinished
     if abort:
-        visitor.guest.transport.abortConnection()
+        visitor.pair.transport.abortConnection()
     else:
         visitor.peer.close()
-    house.settle()
-    house.passes(0.1)
-    assert len(house.connections) == 0
-    assert house.connections.counts() == before
+    memoryServer.settle()
+    memoryServer.passes(0.1)
+    assert len(memoryServer.connections) == 0
+    assert memoryServer.connections.counts() == before
 
 
 # A socket that takes nothing.
 
 
-def test_writeRefused(house: TLSHouse) -> None:
+def test_writeRefused(memoryServer: TLSServer) -> None:
     """
     What the socket does not take at first is sent when it does.
     """
-    visitor = house.visit()
-    opened = Watched(visitor.guest)
+    visitor = memoryServer.visit()
+    opened = Watched(visitor.pair)
     for number in range(3):
         opened.refusals = 1
         line = b"%d\n" % number
         assert visitor.ask(line) == line
-        assert house.poller.getReaders() == [visitor.guest.transport]
-        assert house.poller.getWriters() == []
-    assert visitor.guest.record.sent == 6
+        assert memoryServer.poller.getReaders() == [visitor.pair.transport]
+        assert memoryServer.poller.getWriters() == []
+    assert visitor.pair.record.sent == 6
 
 
 @pytest.mark.parametrize("notify", [True, False])
-def test_closeRefused(house: TLSHouse, notify: bool) -> None:
+def test_closeRefused(memoryServer: TLSServer, notify: bool) -> None:
     """
     Also close_notify, and what comes before it.
     """
     for refusals in 1, 2:
-        visitor = house.visit()
+        visitor = memoryServer.visit()
         visitor.ask(b"is it", b" me")
-        Watched(visitor.guest).refusals = refusals
+        Watched(visitor.pair).refusals = refusals
         if notify:
             visitor.peer.sendall(visitor.closeNotify())
         else:
             visitor.peer.shutdown(socket.SHUT_WR)
-        house.settle()
+        memoryServer.settle()
         assert visitor.read() == b"is it me"
         assert visitor.ended
         assert visitor.closed
-        assert house.ended[-1].reason is CloseReason.CLIENT_CLOSED
+        assert memoryServer.ended[-1].reason is CloseReason.CLIENT_CLOSED
 
 
-def test_handshakeRefused(house: TLSHouse) -> None:
+def test_handshakeRefused(memoryServer: TLSServer) -> None:
     """
     Also our part of the handshake.
     """
-    visitor = Visitor(house)
-    Watched(visitor.guest).refusals = 2
+    visitor = Visitor(memoryServer)
+    Watched(visitor.pair).refusals = 2
     visitor.shakeHands()
     assert visitor.ask(b"hello\n") == b"hello\n"
 
@@ -830,115 +828,115 @@ def test_handshakeRefused(house: TLSHouse) -> None:
 # The drain, and time-outs.
 
 
-def drain(house: TLSHouse) -> None:
+def drain(memoryServer: TLSServer) -> None:
     """
     Begin to.
     """
-    house.connections.startService()
-    house.connections.stopService()
+    memoryServer.connections.startService()
+    memoryServer.connections.stopService()
 
 
-def test_drainAtRest(house: TLSHouse) -> None:
+def test_drainAtRest(memoryServer: TLSServer) -> None:
     """
     Who is at rest when the daemon stops gets a close_notify and FIN.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     assert visitor.ask(b"hello\n") == b"hello\n"
-    house.passes(1)
-    drain(house)
-    house.passes(0.5)
+    memoryServer.passes(1)
+    drain(memoryServer)
+    memoryServer.passes(0.5)
     visitor.read()
     assert visitor.ended
     assert visitor.closed
     visitor.peer.close()
-    house.settle()
-    assert [record.reason for record in house.ended] == [CloseReason.DRAINED]
+    memoryServer.settle()
+    assert [record.reason for record in memoryServer.ended] == [CloseReason.DRAINED]
 
 
 @pytest.mark.parametrize("place", [1, 4, 5, 20, -1])
-def test_drainWaitsForRecord(house: TLSHouse, place: int) -> None:
+def test_drainWaitsForRecord(memoryServer: TLSServer, place: int) -> None:
     """
     Half a record is a line that has begun: it may take its time, is answered, and then all is over.
     """
-    visitor = house.visit()
-    house.passes(1)
+    visitor = memoryServer.visit()
+    memoryServer.passes(1)
     record = visitor.encrypt(b"hello\n")
     visitor.peer.sendall(record[:place])
-    house.settle()
-    drain(house)
-    house.passes(5)
-    assert len(house.connections) == 1
+    memoryServer.settle()
+    drain(memoryServer)
+    memoryServer.passes(5)
+    assert len(memoryServer.connections) == 1
     visitor.peer.sendall(record[place:])
-    house.settle()
+    memoryServer.settle()
     assert visitor.read() == b"hello\n"
-    house.passes(1)
+    memoryServer.passes(1)
     visitor.read()
     assert visitor.ended
-    assert visitor.guest.record.reason is CloseReason.DRAINED
+    assert visitor.pair.record.reason is CloseReason.DRAINED
 
 
-def test_drainEnds(house: TLSHouse) -> None:
+def test_drainEnds(memoryServer: TLSServer) -> None:
     """
     If the rest does not come, the connection is aborted at the end of the drain's time.
     """
-    visitor = house.visit()
+    visitor = memoryServer.visit()
     visitor.peer.sendall(visitor.encrypt(b"hello\n")[:-1])
-    house.settle()
-    drain(house)
-    house.passes(house.connections.limits.drainTimeout - 1)
-    assert len(house.connections) == 1
-    house.passes(2)
-    assert [record.reason for record in house.ended] == [CloseReason.ABORTED]
+    memoryServer.settle()
+    drain(memoryServer)
+    memoryServer.passes(memoryServer.connections.limits.drainTimeout - 1)
+    assert len(memoryServer.connections) == 1
+    memoryServer.passes(2)
+    assert [record.reason for record in memoryServer.ended] == [CloseReason.ABORTED]
 
 
 @pytest.mark.parametrize("place", [1, 5, 100, -1])
-def test_drainWaitsForHandshake(house: TLSHouse, place: int) -> None:
+def test_drainWaitsForHandshake(memoryServer: TLSServer, place: int) -> None:
     """
     A handshake that has begun may end, and the client has time to send its first line.
     """
-    visitor = Visitor(house)
+    visitor = Visitor(memoryServer)
     flight = visitor.flight()
     visitor.peer.sendall(flight[:place])
-    house.passes(2)
-    drain(house)
-    house.passes(2)
+    memoryServer.passes(2)
+    drain(memoryServer)
+    memoryServer.passes(2)
     visitor.peer.sendall(flight[place:])
-    house.settle()
+    memoryServer.settle()
     visitor.listen()
-    house.passes(0.5)
+    memoryServer.passes(0.5)
     visitor.shakeHands()
-    house.passes(0.2)
+    memoryServer.passes(0.2)
     assert visitor.ask(b"hello\n") == b"hello\n"
-    house.passes(1)
-    assert visitor.guest.record.reason is CloseReason.DRAINED
+    memoryServer.passes(1)
+    assert visitor.pair.record.reason is CloseReason.DRAINED
 
 
-def test_drainOfSilentClient(house: TLSHouse) -> None:
+def test_drainOfSilentClient(memoryServer: TLSServer) -> None:
     """
     A client that has sent nothing so far is at rest: it gets FIN, and that is no warning.
     """
-    visitor = Visitor(house)
-    house.passes(1)
+    visitor = Visitor(memoryServer)
+    memoryServer.passes(1)
     with capturedLogs() as logs:
-        drain(house)
-        house.passes(0.5)
+        drain(memoryServer)
+        memoryServer.passes(0.5)
     assert visitor.peer.recv(1) == b""
-    assert [record.reason for record in house.ended] == [CloseReason.DRAINED]
+    assert [record.reason for record in memoryServer.ended] == [CloseReason.DRAINED]
     assert [event["log_level"] for event in logs] == [LogLevel.info]
 
 
 @pytest.mark.parametrize("place", [0, 1, 5, 100])
-def test_handshakeIsLate(house: TLSHouse, place: int) -> None:
+def test_handshakeIsLate(memoryServer: TLSServer, place: int) -> None:
     """
     A handshake that does not come to its end in time is over, be it begun or not.
     """
-    visitor = Visitor(house)
+    visitor = Visitor(memoryServer)
     with capturedLogs() as logs:
         visitor.peer.sendall(visitor.flight()[:place])
-        house.passes(HANDSHAKE_TIMEOUT - 1)
-        assert len(house.connections) == 1
-        house.passes(2)
-    assert [record.reason for record in house.ended] == [CloseReason.HANDSHAKE_FAILED]
+        memoryServer.passes(HANDSHAKE_TIMEOUT - 1)
+        assert len(memoryServer.connections) == 1
+        memoryServer.passes(2)
+    assert [record.reason for record in memoryServer.ended] == [CloseReason.HANDSHAKE_FAILED]
     (event,) = logs
     assert (
         event["log_format"].format(**event)
@@ -947,18 +945,18 @@ def test_handshakeIsLate(house: TLSHouse, place: int) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 100])
-def test_handshakeEndsEarly(house: TLSHouse, place: int) -> None:
+def test_handshakeEndsEarly(memoryServer: TLSServer, place: int) -> None:
     """
     A client that goes without a word is a health check; in the middle of the handshake it is a
     warning.
     """
-    visitor = Visitor(house)
+    visitor = Visitor(memoryServer)
     with capturedLogs() as logs:
         visitor.peer.sendall(visitor.flight()[:place])
-        house.settle()
+        memoryServer.settle()
         visitor.peer.close()
-        house.settle()
-    (record,) = house.ended
+        memoryServer.settle()
+    (record,) = memoryServer.ended
     assert [event["log_level"] for event in logs] == [LogLevel.warn] * bool(place)
     assert record.reason is (CloseReason.HANDSHAKE_FAILED if place else CloseReason.CLIENT_CLOSED)
 
@@ -968,58 +966,58 @@ def test_idle(certificates: Certificates, context: ssl.SSLContext) -> None:
     What comes of a record, or of a handshake, is something that has come: a slow client is not
     idle. A silent one is.
     """
-    house = TLSHouse(certificates, context, Limits(idleTimeout=2))
-    house.connections.startService()
-    visitor = Visitor(house)
+    memoryServer = TLSServer(certificates, context, Limits(idleTimeout=2))
+    memoryServer.connections.startService()
+    visitor = Visitor(memoryServer)
 
     def slowly(flight: bytes) -> list[bytes]:
-        house.passes(1)
+        memoryServer.passes(1)
         return [flight[:20], flight[20:]]
 
     visitor.shakeHands(slowly)
     record = visitor.encrypt(b"hello\n")
     for byte in record:
-        house.passes(0.5)
+        memoryServer.passes(0.5)
         visitor.peer.sendall(bytes([byte]))
-        house.settle()
+        memoryServer.settle()
     assert visitor.read() == b"hello\n"
-    assert visitor.guest.record.reason is None
-    house.passes(4)
+    assert visitor.pair.record.reason is None
+    memoryServer.passes(4)
     visitor.read()
     assert visitor.ended
-    assert visitor.guest.record.reason is CloseReason.IDLE_TIMEOUT
-    house.connections.stopService()
-    house.close()
+    assert visitor.pair.record.reason is CloseReason.IDLE_TIMEOUT
+    memoryServer.connections.stopService()
+    memoryServer.close()
 
 
 def test_writeTimeout(certificates: Certificates, context: ssl.SSLContext) -> None:
     """
     Who leaves its echo unread is aborted.
     """
-    house = TLSHouse(certificates, context, Limits(writeTimeout=10))
-    house.connections.startService()
-    visitor = house.visit()
+    memoryServer = TLSServer(certificates, context, Limits(writeTimeout=10))
+    memoryServer.connections.startService()
+    visitor = memoryServer.visit()
     visitor.stick(LINES[: 1 << 16])
-    house.passes(8)
-    assert len(house.connections) == 1
-    house.passes(6)
-    assert [record.reason for record in house.ended] == [CloseReason.WRITE_TIMEOUT]
-    house.connections.stopService()
-    house.close()
+    memoryServer.passes(8)
+    assert len(memoryServer.connections) == 1
+    memoryServer.passes(6)
+    assert [record.reason for record in memoryServer.ended] == [CloseReason.WRITE_TIMEOUT]
+    memoryServer.connections.stopService()
+    memoryServer.close()
 
 
 # Whatever comes.
 
 
 @contextlib.contextmanager
-def opened(certificates: Certificates, authority: Authority) -> Iterator[TLSHouse]:
+def opened(certificates: Certificates, authority: Authority) -> Iterator[TLSServer]:
     """
-    A house, for one example; what it logs is no error.
+    A memoryServer, for one example; what it logs is no error.
     """
-    house = TLSHouse(certificates, authority.client())
+    memoryServer = TLSServer(certificates, authority.client())
     with capturedLogs() as logs:
-        yield house
-        house.close()
+        yield memoryServer
+        memoryServer.close()
     assert [event for event in logs if event["log_level"] >= LogLevel.error] == []
 
 
@@ -1049,15 +1047,15 @@ def test_anythingAtFirst(
     """
     Whatever comes in place of a handshake, it fails alone, and comes to an end.
     """
-    with opened(certificates, authority) as house:
-        visitor = Visitor(house)
+    with opened(certificates, authority) as memoryServer:
+        visitor = Visitor(memoryServer)
         for piece in pieces:
             visitor.peer.sendall(piece)
-            house.settle()
+            memoryServer.settle()
         if end:
             visitor.peer.shutdown(socket.SHUT_WR)
-            house.settle()
-            assert len(house.connections) == 0
+            memoryServer.settle()
+            assert len(memoryServer.connections) == 0
 
 
 @settings(deadline=None)
@@ -1068,17 +1066,17 @@ def test_anythingInTheHandshake(
     """
     Also if it has begun well.
     """
-    with opened(certificates, authority) as house:
-        visitor = Visitor(house)
+    with opened(certificates, authority) as memoryServer:
+        visitor = Visitor(memoryServer)
         visitor.peer.sendall(visitor.flight()[:place])
-        house.settle()
+        memoryServer.settle()
         for piece in pieces:
             visitor.peer.sendall(piece)
-            house.settle()
+            memoryServer.settle()
         if end:
             visitor.peer.shutdown(socket.SHUT_WR)
-            house.settle()
-            assert len(house.connections) == 0
+            memoryServer.settle()
+            assert len(memoryServer.connections) == 0
 
 
 @settings(deadline=None)
@@ -1093,20 +1091,20 @@ def test_anythingLater(
     """
     Whatever comes after the handshake, and after some lines: what was complete before comes back.
     """
-    with opened(certificates, authority) as house:
-        visitor = house.visit()
+    with opened(certificates, authority) as memoryServer:
+        visitor = memoryServer.visit()
         visitor.peer.sendall(visitor.encrypt(*lines))
-        house.settle()
+        memoryServer.settle()
         whole = b"".join(lines)
         whole = whole[: whole.rfind(b"\n") + 1]
         assert visitor.read() == whole
         for piece in pieces:
             visitor.peer.sendall(piece)
-            house.settle()
+            memoryServer.settle()
         if end:
             visitor.peer.shutdown(socket.SHUT_WR)
-            house.settle()
-            assert len(house.connections) == 0
+            memoryServer.settle()
+            assert len(memoryServer.connections) == 0
 
 
 @settings(deadline=None)
@@ -1125,18 +1123,18 @@ def test_anyCuts(
     """
     However records are cut, all that they hold comes back.
     """
-    with opened(certificates, authority) as house:
-        visitor = house.visit()
+    with opened(certificates, authority) as memoryServer:
+        visitor = memoryServer.visit()
         rest = visitor.encrypt(*lines, tail) + visitor.closeNotify()
         for cut in cuts:
             if not rest:
                 break
             visitor.peer.sendall(rest[:cut])
-            house.settle()
+            memoryServer.settle()
             rest = rest[cut:]
         if rest:
             visitor.peer.sendall(rest)
-            house.settle()
+            memoryServer.settle()
         assert visitor.read() == b"".join(lines) + tail
         assert visitor.ended
 
@@ -1150,16 +1148,16 @@ def test_flippedByte(
     A byte that the network has changed ends the connection, or leaves it waiting for what never
     comes: nothing wrong is ever echoed.
     """
-    with opened(certificates, authority) as house:
-        visitor = house.visit()
+    with opened(certificates, authority) as memoryServer:
+        visitor = memoryServer.visit()
         lines = [b"%d\n" % number for number in range(50)]
         records = bytearray(visitor.encrypt(*lines))
         records[place % len(records)] ^= byte
         visitor.peer.sendall(records)
-        house.settle()
+        memoryServer.settle()
         if more:
             visitor.peer.sendall(visitor.encrypt(*lines))
-            house.settle()
+            memoryServer.settle()
         with contextlib.suppress(ssl.SSLError):
             visitor.read()
         assert b"".join(lines).startswith(visitor.received)

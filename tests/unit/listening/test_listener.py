@@ -39,7 +39,7 @@ from kvserver.listening.route import Route
 from kvserver.listening.specification import ListenerSpec
 from tests.support.clients import needsIPv6
 from tests.support.daemon import PATIENCE
-from tests.support.house import House
+from tests.support.memory import MemoryServer
 
 # Accepting.
 
@@ -91,9 +91,9 @@ class ScriptedBinding(TCPBinding):
         return listening
 
 
-class Harness(House):
+class ListeningServer(MemoryServer):
     """
-    A house with a listener.
+    A memoryServer with a listener.
 
     @ivar died: The reasons with which it died.
 
@@ -152,17 +152,17 @@ def leaves(transport: Transport) -> None:
 
 
 @pytest.fixture
-def harness() -> Iterator[Harness]:
+def harness() -> Iterator[ListeningServer]:
     """
     A listener that listens.
     """
-    harness = Harness()
+    harness = ListeningServer()
     harness.listener.startService()
     yield harness
     harness.close()
 
 
-def test_descriptor(harness: Harness) -> None:
+def test_descriptor(harness: ListeningServer) -> None:
     """
     The listener is what the reactor takes it for.
     """
@@ -175,7 +175,7 @@ def test_listensOnce() -> None:
     twistd calls both methods, twist only the second one. The real port is logged.
     """
     for both in True, False:
-        harness = Harness()
+        harness = ListeningServer()
         with capturedLogs() as logs:
             if both:
                 harness.listener.privilegedStartService()
@@ -192,10 +192,10 @@ def test_stopsWithoutStart() -> None:
     """
     A listener that never listened can be stopped.
     """
-    Harness().listener.stopService()
+    ListeningServer().listener.stopService()
 
 
-def test_acceptsOne(harness: Harness) -> None:
+def test_acceptsOne(harness: ListeningServer) -> None:
     """
     Who comes alone is accepted, and the kernel is not asked for a second one.
     """
@@ -208,7 +208,7 @@ def test_acceptsOne(harness: Harness) -> None:
         assert harness.socket.asked == count
 
 
-def test_acceptsWhoIsWaiting(harness: Harness) -> None:
+def test_acceptsWhoIsWaiting(harness: ListeningServer) -> None:
     """
     All who wait are accepted in one turn, up to a bound.
     """
@@ -224,7 +224,7 @@ def test_acceptsWhoIsWaiting(harness: Harness) -> None:
     assert len(harness.connections) == 5 + 3 + ACCEPTS_PER_TURN
 
 
-def test_acceptsWhenAskedAgain(harness: Harness) -> None:
+def test_acceptsWhenAskedAgain(harness: ListeningServer) -> None:
     """
     One is accepted in a turn, and as many as there are when the poller asks again in the same one.
     """
@@ -238,7 +238,7 @@ def test_acceptsWhenAskedAgain(harness: Harness) -> None:
     assert len(harness.connections) == 5
 
 
-def test_firstLine(harness: Harness) -> None:
+def test_firstLine(harness: ListeningServer) -> None:
     """
     A client whose first line is there already has its echo in the same turn.
     """
@@ -253,7 +253,7 @@ def test_firstLine(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
-def test_exhausted(harness: Harness, number: int) -> None:
+def test_exhausted(harness: ListeningServer, number: int) -> None:
     """
     When accept(2) can't, the listener tries again after 100 ms; it says so once, and once when it
     has been well for a second, with how often it was not.
@@ -275,7 +275,7 @@ def test_exhausted(harness: Harness, number: int) -> None:
     assert harness.died == []
 
 
-def test_oneConnectionFails(harness: Harness) -> None:
+def test_oneConnectionFails(harness: ListeningServer) -> None:
     """
     The error of one connection does not keep the next one waiting.
     """
@@ -288,7 +288,7 @@ def test_oneConnectionFails(harness: Harness) -> None:
     assert harness.reading
 
 
-def test_eachConnectionFails(harness: Harness) -> None:
+def test_eachConnectionFails(harness: ListeningServer) -> None:
     """
     When there is no end of them the listener does not spin.
     """
@@ -302,7 +302,7 @@ def test_eachConnectionFails(harness: Harness) -> None:
     assert len(harness.connections) == 1
 
 
-def test_unknownError(harness: Harness) -> None:
+def test_unknownError(harness: ListeningServer) -> None:
     """
     An error that nothing is known of is the death of the listener, once.
     """
@@ -320,7 +320,7 @@ def test_full() -> None:
     """
     When there is no room nobody is accepted; who waits is when there is.
     """
-    harness = Harness(Limits(maxConnections=2))
+    harness = ListeningServer(Limits(maxConnections=2))
     harness.listener.startService()
     for _ in range(4):
         harness.connect()
@@ -340,7 +340,7 @@ def test_roomDuringAPause() -> None:
     """
     Room for a connection does not end the pause of an accept(2) that can't.
     """
-    harness = Harness(Limits(maxConnections=1))
+    harness = ListeningServer(Limits(maxConnections=1))
     harness.listener.startService()
     harness.connect()
     harness.connect()
@@ -366,7 +366,7 @@ def test_roomDuringAPause() -> None:
     harness.close()
 
 
-def test_connectionThatCannotBegin(harness: Harness) -> None:
+def test_connectionThatCannotBegin(harness: ListeningServer) -> None:
     """
     A factory or protocol that raises loses that one connection; one that gives no protocol refuses
     it.
@@ -400,7 +400,7 @@ def test_connectionThatCannotBegin(harness: Harness) -> None:
     assert harness.reading
 
 
-def test_connectionFromNowhere(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connectionFromNowhere(harness: ListeningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A connection whose address can't be told is lost alone.
     """
@@ -419,7 +419,9 @@ def test_connectionFromNowhere(harness: Harness, monkeypatch: pytest.MonkeyPatch
     assert len(harness.connections) == 1
 
 
-def test_connectionThatCannotBeWatched(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connectionThatCannotBeWatched(
+    harness: ListeningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
     A connection that the poller has no room for is lost alone, and leaves nothing open.
     """
@@ -450,7 +452,7 @@ def test_cannotBeWatched(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(reader: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    harness = Harness()
+    harness = ListeningServer()
     with monkeypatch.context() as patched:
         patched.setattr(harness.poller, "addReader", full)
         with pytest.raises(OSError, match="No space left"):
@@ -484,7 +486,7 @@ def usurped(listening: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("breaks", [shutDown, closed, replaced, usurped])
-def test_noticesItsDeath(harness: Harness, breaks: Callable[[socket.socket], None]) -> None:
+def test_noticesItsDeath(harness: ListeningServer, breaks: Callable[[socket.socket], None]) -> None:
     """
     However its socket breaks, the listener notices, once; stopped then, it leaves alone what has
     its file descriptor now.
@@ -510,7 +512,7 @@ def test_noticesItsDeath(harness: Harness, breaks: Callable[[socket.socket], Non
     harness.address.listen().close()
 
 
-def test_diesWhileItIsLookedAt(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diesWhileItIsLookedAt(harness: ListeningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A socket that breaks between two looks at it is as dead as any.
     """
@@ -521,7 +523,7 @@ def test_diesWhileItIsLookedAt(harness: Harness, monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
 
 
-def test_selectorDies(harness: Harness) -> None:
+def test_selectorDies(harness: ListeningServer) -> None:
     """
     A reactor that can't watch the listener any more is its death, too.
     """
@@ -536,7 +538,7 @@ def test_stopAcceptsWhoIsWaiting() -> None:
     """
     Who was connected before the stop is served, even beyond the limit.
     """
-    harness = Harness(Limits(maxConnections=1))
+    harness = ListeningServer(Limits(maxConnections=1))
     harness.listener.startService()
     for _ in range(3):
         harness.connect()
@@ -556,7 +558,7 @@ def test_stopWithoutDescriptors() -> None:
     Who was connected before the stop, and finds no file descriptor, is served when others have
     left.
     """
-    harness = Harness()
+    harness = ListeningServer()
     harness.listener.startService()
     for _ in range(3):
         harness.connect()
@@ -572,7 +574,7 @@ def test_stopWithoutDescriptors() -> None:
     harness.close()
 
 
-def test_stopDuringAPause(harness: Harness) -> None:
+def test_stopDuringAPause(harness: ListeningServer) -> None:
     """
     A listener that is stopped while it pauses leaves nothing behind.
     """

@@ -30,7 +30,7 @@ from kvserver.listening.proxy import (
     parseHeader,
 )
 from tests.support.daemon import PATIENCE
-from tests.support.house import House
+from tests.support.memory import MemoryServer
 from tests.support.wires import PROXY_V1, PROXY_V2
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -141,11 +141,11 @@ def test_parseAnything(beginning: bytes, rest: bytes) -> None:
         assert 0 < header.length <= len(data)
 
 
-class Balancer(House):
+class Balancer(MemoryServer):
     """
-    A house that a balancer connects to.
+    A server that a balancer connects to.
 
-    @ivar guest: Its connection.
+    @ivar pair: Its connection.
     """
 
     def __init__(
@@ -155,14 +155,14 @@ class Balancer(House):
         overTCP: bool = True,
     ) -> None:
         super().__init__(limits, trusted=LOOPBACK)
-        self.guest = self.enter(address, overTCP)
+        self.pair = self.enter(address, overTCP)
 
     def send(self, data: bytes) -> None:
         """
         Send, and wait until it has come.
         """
         if data:
-            self.guest.peer.sendall(data)
+            self.pair.peer.sendall(data)
             select.select([self.poller], [], [], PATIENCE)
         self.turn()
 
@@ -171,16 +171,16 @@ class Balancer(House):
         Is the header still waited for?
         """
         assert len(self.connections) == 1
-        return isinstance(self.guest.transport.stage, ProxyStage)
+        return isinstance(self.pair.transport.stage, ProxyStage)
 
     def isReset(self) -> bool:
         """
         Has the connection ended, and with a reset?
         """
         assert len(self.connections) == 0
-        assert self.guest.transport.protocol is None
+        assert self.pair.transport.protocol is None
         try:
-            return self.guest.peer.recv(1) != b""
+            return self.pair.peer.recv(1) != b""
         except ConnectionResetError:
             return True
 
@@ -218,7 +218,7 @@ def test_client(header: bytes) -> None:
     for place in range(len(header) + 1):
         balancer = Balancer()
         balancer.send(header[:place])
-        transport = balancer.guest.transport
+        transport = balancer.pair.transport
         if place < len(header):
             assert balancer.waits()
             assert transport.protocol is None
@@ -228,9 +228,9 @@ def test_client(header: bytes) -> None:
         assert transport.getPeer() == transport.record.client == CLIENT
         assert transport.getHost() == SERVER
         assert transport.record.peer == BALANCER
-        assert balancer.guest.peer.recv(100) == b"hello\n"
+        assert balancer.pair.peer.recv(100) == b"hello\n"
         balancer.send(b" me\n")
-        assert balancer.guest.peer.recv(100) == b"is it me\n"
+        assert balancer.pair.peer.recv(100) == b"is it me\n"
         assert transport.record.received == 15
         assert balancer.clock.getDelayedCalls() == []
         balancer.close()
@@ -244,19 +244,19 @@ def test_leavesTheRest(
     Not a byte that comes after the header is taken.
     """
     for rest in b"", b"PROXY ", b"x" * 5000:
-        balancer = House(trusted=LOOPBACK)
+        balancer = MemoryServer(trusted=LOOPBACK)
         found: list[bytes] = []
 
         def admit(transport: Transport, found: list[bytes] = found, rest: bytes = rest) -> None:
             found.append(transport.getHandle().recv(1 << 20) if rest else b"")
 
         monkeypatch.setattr(balancer.route, "_admit", admit)
-        guest = balancer.enter(BALANCER)
-        guest.peer.sendall(data + rest)
+        pair = balancer.enter(BALANCER)
+        pair.peer.sendall(data + rest)
         balancer.turn()
         assert found == [rest]
-        assert guest.record.client == peer
-        assert guest.transport.getHost() == (host or UNIXAddress(None))
+        assert pair.record.client == peer
+        assert pair.transport.getHost() == (host or UNIXAddress(None))
         assert balancer.poller.getReaders() == []
         balancer.close()
 
@@ -273,11 +273,11 @@ def test_balancerItself(header: bytes) -> None:
         (transport,) = balancer.connections
         assert transport.getPeer() == BALANCER
         assert transport.protocol is not None
-        balancer.guest.peer.close()
+        balancer.pair.peer.close()
         balancer.send(b"")
 
     assert logged(check) == []
-    assert balancer.guest.record.reason is CloseReason.CLIENT_CLOSED
+    assert balancer.pair.record.reason is CloseReason.CLIENT_CLOSED
 
 
 def test_healthCheckWithoutHeader() -> None:
@@ -285,9 +285,9 @@ def test_healthCheckWithoutHeader() -> None:
     Who connects, says nothing and goes is no warning.
     """
     balancer = Balancer(overTCP=False)
-    balancer.guest.peer.close()
+    balancer.pair.peer.close()
     assert logged(balancer.turn) == []
-    assert balancer.guest.record.reason is CloseReason.CLIENT_CLOSED
+    assert balancer.pair.record.reason is CloseReason.CLIENT_CLOSED
     assert balancer.clock.getDelayedCalls() == []
 
 
@@ -302,8 +302,8 @@ def test_bad(data: bytes) -> None:
         for _ in range(3):
             balancer.send(data)
             assert balancer.isReset()
-            assert balancer.guest.record.reason is CloseReason.PROXY_HEADER
-            balancer.guest = balancer.enter(BALANCER, overTCP=True)
+            assert balancer.pair.record.reason is CloseReason.PROXY_HEADER
+            balancer.pair = balancer.enter(BALANCER, overTCP=True)
 
     (line,) = logged(again)
     assert line.startswith("PROXY header from 127.0.0.1 refused: ")
@@ -318,11 +318,11 @@ def test_untrusted(host: str) -> None:
 
     def connect() -> None:
         balancer = Balancer(kind("TCP", host, 7))
-        balancer.guest.peer.sendall(PROXY_V1)
+        balancer.pair.peer.sendall(PROXY_V1)
         balancer.turn()
         assert balancer.isReset()
-        assert balancer.guest.record.reason is CloseReason.PROXY_HEADER
-        assert balancer.guest.record.client is None
+        assert balancer.pair.record.reason is CloseReason.PROXY_HEADER
+        assert balancer.pair.record.client is None
         # What the log is kept from repeating.
         balancer.clock.advance(REPEAT_INTERVAL)
         assert balancer.clock.getDelayedCalls() == []
@@ -356,7 +356,7 @@ def test_late(begun: bytes) -> None:
         "PROXY header from 127.0.0.1 refused: no header within 5 s"
     ]
     assert balancer.isReset()
-    assert balancer.guest.record.reason is CloseReason.PROXY_HEADER
+    assert balancer.pair.record.reason is CloseReason.PROXY_HEADER
 
 
 @pytest.mark.parametrize("resets", [False, True])
@@ -367,14 +367,14 @@ def test_ended(resets: bool) -> None:
     balancer = Balancer()
     balancer.send(b"PROX")
     if resets:
-        balancer.guest.reset()
+        balancer.pair.reset()
     else:
-        balancer.guest.peer.close()
+        balancer.pair.peer.close()
     select.select([balancer.poller], [], [], PATIENCE)
     assert logged(balancer.turn) == [
         "PROXY header from 127.0.0.1 refused: it ended in the middle of the header"
     ]
-    assert balancer.guest.record.reason is CloseReason.PROXY_HEADER
+    assert balancer.pair.record.reason is CloseReason.PROXY_HEADER
     assert len(balancer.connections) == 0
 
 
@@ -386,15 +386,15 @@ def test_limits() -> None:
     assert not balancer.connections.hasRoom()
     balancer.send(PROXY_V1)
     assert not balancer.connections.hasRoom()
-    assert balancer.guest.transport.source == CLIENT.host
+    assert balancer.pair.transport.source == CLIENT.host
     (first,) = balancer.connections
-    balancer.guest = balancer.enter(BALANCER, overTCP=True)
+    balancer.pair = balancer.enter(BALANCER, overTCP=True)
     assert len(balancer.connections) == 2
     (line,) = logged(lambda: balancer.send(PROXY_V1))
     assert line == "192.0.2.1 has 1 connections: more are refused"
-    assert balancer.guest.record.reason is CloseReason.REFUSED
-    assert balancer.guest.record.client == CLIENT
-    assert balancer.guest.peer.recv(1) == b""
+    assert balancer.pair.record.reason is CloseReason.REFUSED
+    assert balancer.pair.record.client == CLIENT
+    assert balancer.pair.peer.recv(1) == b""
     assert list(balancer.connections) == [first]
 
 
@@ -407,16 +407,16 @@ def test_fails() -> None:
         def buildProtocol(self, addr: object) -> Protocol:
             raise ZeroDivisionError
 
-    house = House(factory=Factory(), trusted=LOOPBACK)
-    one, two = house.enter(BALANCER), house.enter(BALANCER)
+    server = MemoryServer(factory=Factory(), trusted=LOOPBACK)
+    one, two = server.enter(BALANCER), server.enter(BALANCER)
     one.peer.sendall(PROXY_V1 + b"hello\n")
     with capturedLogs() as logs:
-        house.turn()
+        server.turn()
     assert [event["log_level"] for event in logs] == [LogLevel.error]
-    assert house.ended == [one.record]
+    assert server.ended == [one.record]
     assert one.record.reason is CloseReason.ERROR
-    assert list(house.connections) == [two.transport]
-    assert house.poller.getReaders() == [two.transport.stage]
+    assert list(server.connections) == [two.transport]
+    assert server.poller.getReaders() == [two.transport.stage]
 
 
 @pytest.mark.parametrize("where", ["in the kernel", "in the daemon"])
@@ -426,7 +426,7 @@ def test_drain(where: str) -> None:
     """
     balancer = Balancer(overTCP=False)
     balancer.connections.startService()
-    balancer.guest.peer.sendall(b"PROX")
+    balancer.pair.peer.sendall(b"PROX")
     if where == "in the daemon":
         balancer.turn()
     done: list[object] = []
@@ -435,7 +435,7 @@ def test_drain(where: str) -> None:
     balancer.clock.pump([DRAIN_INTERVAL] * 10)
     assert balancer.waits()
     balancer.clock.advance(HEADER_TIMEOUT)
-    assert balancer.guest.record.reason is CloseReason.PROXY_HEADER
+    assert balancer.pair.record.reason is CloseReason.PROXY_HEADER
     assert done == [None]
 
 
@@ -450,10 +450,10 @@ def test_drainAtRest() -> None:
     balancer.connections.stopService().addCallback(done.append)
     balancer.passes(QUIET_PERIOD - DRAIN_INTERVAL)
     assert balancer.waits()
-    assert balancer.guest.isSilent()
+    assert balancer.pair.isSilent()
     balancer.passes(2 * DRAIN_INTERVAL)
     assert balancer.isClosed()
-    assert balancer.guest.record.reason is CloseReason.DRAINED
+    assert balancer.pair.record.reason is CloseReason.DRAINED
     assert done == [None]
     assert balancer.clock.getDelayedCalls() == []
 
@@ -468,7 +468,7 @@ def test_idle() -> None:
     assert balancer.waits()
     balancer.passes(1)
     assert balancer.isClosed()
-    assert balancer.guest.record.reason is CloseReason.IDLE_TIMEOUT
+    assert balancer.pair.record.reason is CloseReason.IDLE_TIMEOUT
 
 
 def test_idleHeader() -> None:
@@ -482,7 +482,7 @@ def test_idleHeader() -> None:
         balancer.passes(1.5)
         assert balancer.waits()
     balancer.passes(1.5)
-    assert balancer.guest.record.reason is CloseReason.IDLE_TIMEOUT
+    assert balancer.pair.record.reason is CloseReason.IDLE_TIMEOUT
 
 
 @given(BEGINNINGS, st.lists(st.binary(max_size=50), max_size=20))
@@ -492,7 +492,7 @@ def test_anything(beginning: bytes, chunks: list[bytes]) -> None:
     what it is as soon as it can be.
     """
     balancer = Balancer(overTCP=False)
-    transport = balancer.guest.transport
+    transport = balancer.pair.transport
     sent = b""
     with capturedLogs() as logs:
         for chunk in [beginning, *chunks, b"x" * 5000]:

@@ -16,7 +16,7 @@ from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.throttle import REPEAT_INTERVAL
 from kvserver.operations.accesslog import AccessLogFile, AccessLogStream, formatRecord
 from kvserver.supervision.supervisor import CannotStart
-from tests.support.house import PLENTY, House
+from tests.support.memory import PLENTY, MemoryServer
 
 
 def record(number: int = 1) -> ConnectionRecord:
@@ -92,21 +92,21 @@ def test_reported() -> None:
     What is written of a connection is what came and went, and what could not be sent is not
     counted as sent.
     """
-    house = House()
+    server = MemoryServer()
     log = AccessLogStream(now)
     with capturedLogs() as logs:
-        house.connections._report = log.report
-        guest = house.enter()
-        guest.peer.sendall(b"1\n2\n3")
-        house.turn()
-        guest.transport.write(PLENTY)
-        house.clock.advance(1.5)
-        guest.reset()
-        house.turn()
+        server.connections._report = log.report
+        pair = server.enter()
+        pair.peer.sendall(b"1\n2\n3")
+        server.turn()
+        pair.transport.write(PLENTY)
+        server.clock.advance(1.5)
+        pair.reset()
+        server.turn()
     (event,) = logs
     said = json.loads(event["record"])
     assert (said["lines"], said["bytes_in"], said["reason"]) == (2, 5, "reset")
-    assert 4 < said["bytes_out"] == guest.record.sent < 4 + len(PLENTY)
+    assert 4 < said["bytes_out"] == pair.record.sent < 4 + len(PLENTY)
     assert (said["id"], said["peer"], said["seconds"]) == (1, "192.0.2.1:1024", 1.5)
 
 

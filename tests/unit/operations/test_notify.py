@@ -69,7 +69,7 @@ def ear(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ear]:
         yield ear
 
 
-class House:
+class NotifierHarness:
     """
     A notifier, and what it has to tell of.
     """
@@ -152,21 +152,21 @@ def test_life(ear: Ear) -> None:
     READY when the reactor runs, RELOADING and READY again, STOPPING with the time it may take; then
     nothing more.
     """
-    house = House(NotifySocket(ear.address))
-    house.notifier.startService()
+    harness = NotifierHarness(NotifySocket(ear.address))
+    harness.notifier.startService()
     assert ear.heard() == []
-    house.reactorRuns()
+    harness.reactorRuns()
     assert ear.heard() == ["READY=1", "STATUS=nothing"]
-    house.notifier.reloading()
-    house.notifier.ready()
+    harness.notifier.reloading()
+    harness.notifier.ready()
     reloading, ready = ear.heard()
     assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", reloading)
     assert ready == "READY=1"
-    house.notifier.stopService()
+    harness.notifier.stopService()
     assert ear.heard() == ["STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000"]
-    house.notifier.reloading()
-    house.notifier.ready()
-    house.reactor.advance(3600)
+    harness.notifier.reloading()
+    harness.notifier.ready()
+    harness.reactor.advance(3600)
     assert ear.heard() == []
 
 
@@ -174,26 +174,26 @@ def test_stoppedBeforeItRan(ear: Ear) -> None:
     """
     One that is stopped before the reactor runs never says READY.
     """
-    house = House(NotifySocket(ear.address, 1.0))
-    house.notifier.startService()
-    house.notifier.stopService()
-    house.reactorRuns()
+    harness = NotifierHarness(NotifySocket(ear.address, 1.0))
+    harness.notifier.startService()
+    harness.notifier.stopService()
+    harness.reactorRuns()
     assert [said.split("\n")[0] for said in ear.heard()] == ["STOPPING=1"]
-    assert house.reactor.getDelayedCalls() == []
+    assert harness.reactor.getDelayedCalls() == []
 
 
 def test_status(ear: Ear) -> None:
     """
     The status is said when it has changed, and not more often than it may be.
     """
-    house = House(NotifySocket(ear.address))
-    house.run()
+    harness = NotifierHarness(NotifySocket(ear.address))
+    harness.run()
     ear.heard()
     for number in range(10):
-        house.status = str(number)
-        house.reactor.advance(STATUS_INTERVAL / 5)
+        harness.status = str(number)
+        harness.reactor.advance(STATUS_INTERVAL / 5)
     assert ear.heard() == ["STATUS=4", "STATUS=9"]
-    house.reactor.advance(STATUS_INTERVAL)
+    harness.reactor.advance(STATUS_INTERVAL)
     assert ear.heard() == []
 
 
@@ -201,16 +201,16 @@ def test_watchdog(ear: Ear) -> None:
     """
     The watchdog hears of us twice in its time, as long as we are well.
     """
-    house = House(NotifySocket(ear.address, 3.0))
-    house.run()
+    harness = NotifierHarness(NotifySocket(ear.address, 3.0))
+    harness.run()
     assert "WATCHDOG=1" in ear.heard()
-    house.reactor.pump([0.5] * 6)
+    harness.reactor.pump([0.5] * 6)
     assert ear.heard() == ["WATCHDOG=1"] * 2
-    house.well = False
-    house.reactor.pump([0.5] * 6)
+    harness.well = False
+    harness.reactor.pump([0.5] * 6)
     assert ear.heard() == []
-    house.well = True
-    house.reactor.pump([0.5] * 3)
+    harness.well = True
+    harness.reactor.pump([0.5] * 3)
     assert ear.heard() == ["WATCHDOG=1"]
 
 
@@ -218,36 +218,36 @@ def test_busyManager(ear: Ear) -> None:
     """
     A manager that is too busy to listen hears the rest later, in order, and nobody waits for it.
     """
-    house = House(NotifySocket(ear.address, 1.0))
+    harness = NotifierHarness(NotifySocket(ear.address, 1.0))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.setblocking(False)
         other.connect(ear.socket.getsockname())
         with contextlib.suppress(BlockingIOError):
             while True:
                 other.send(b"X=1")
-    house.run()
+    harness.run()
     # What is said again and again is not kept: it would be old.
-    house.reactor.pump([RETRY] * 100)
-    house.notifier.reloading()
-    house.notifier.stopService()
+    harness.reactor.pump([RETRY] * 100)
+    harness.notifier.reloading()
+    harness.notifier.stopService()
     assert set(ear.heard()) == {"X=1"}
-    house.reactor.advance(RETRY)
+    harness.reactor.advance(RETRY)
     assert [said.partition("\n")[0] for said in ear.heard()] == [
         "READY=1",
         "RELOADING=1",
         "STOPPING=1",
     ]
-    assert house.reactor.getDelayedCalls() == []
+    assert harness.reactor.getDelayedCalls() == []
 
 
 def test_lostManager(tmp_path: Path) -> None:
     """
     A manager that is not there is a warning, once a minute, and no more.
     """
-    house = House(NotifySocket(f"{tmp_path}/nobody", 2.0))
+    harness = NotifierHarness(NotifySocket(f"{tmp_path}/nobody", 2.0))
     with capturedLogs() as logs:
-        house.run()
-        house.reactor.pump([1.0] * 70)
+        harness.run()
+        harness.reactor.pump([1.0] * 70)
     assert [event["log_level"] for event in logs] == [LogLevel.warn] * 2
     assert logs[0]["reason"] == "No such file or directory"
 
@@ -256,12 +256,12 @@ def test_noManager() -> None:
     """
     Nobody is told anything, and nothing is timed.
     """
-    house = House(None)
-    house.run()
-    house.notifier.reloading()
-    house.notifier.ready()
-    house.notifier.stopService()
-    assert house.reactor.getDelayedCalls() == []
+    harness = NotifierHarness(None)
+    harness.run()
+    harness.notifier.reloading()
+    harness.notifier.ready()
+    harness.notifier.stopService()
+    assert harness.reactor.getDelayedCalls() == []
 
 
 def test_daemon(ear: Ear, tmp_path: Path) -> None:

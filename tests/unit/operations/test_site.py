@@ -15,15 +15,14 @@ from kvserver.connections.counters import DURATION_BUCKETS
 from kvserver.connections.record import CloseReason
 from kvserver.operations.metrics import Collector
 from kvserver.operations.site import MAX_BODY_SIZE, site
-from tests.support.house import PLENTY
-from tests.support.house import House as Connected
+from tests.support.memory import PLENTY, MemoryServer
 
 PEER = IPv4Address("TCP", "192.0.2.1", 1024)
 
 
-class House(Connected):
+class ServerWithSite(MemoryServer):
     """
-    A house with a site that shows it.
+    A server with a site that shows it.
 
     @ivar notReadyReason: Why we are not ready.
 
@@ -73,59 +72,59 @@ class House(Connected):
         """
         A connection comes, and goes after a while.
         """
-        guest = self.enter()
+        pair = self.enter()
         self.clock.advance(seconds)
-        guest.record.closeWith(ending)
-        guest.transport.connectionLost(connectionDone)
+        pair.record.closeWith(ending)
+        pair.transport.connectionLost(connectionDone)
 
 
 @pytest.fixture
-def house() -> House:
+def server() -> ServerWithSite:
     """
-    A house.
+    A server.
     """
-    return House()
+    return ServerWithSite()
 
 
-def test_pages(house: House) -> None:
+def test_pages(server: ServerWithSite) -> None:
     """
     There are three pages, for GET and HEAD, and no other.
     """
     for path, kind in ("/metrics", "text/plain; version="), ("/healthz", "text/plain; charset"):
-        status, head, body = house.ask(path)
+        status, head, body = server.ask(path)
         assert (status, bool(body)) == (200, True)
         assert re.search(rf"^content-type: {re.escape(kind)}", head, re.IGNORECASE | re.MULTILINE)
-        status, _, body = house.ask(path, "HEAD")
+        status, _, body = server.ask(path, "HEAD")
         assert (status, body) == (200, "")
         for method in "POST", "PUT", "DELETE", "OPTIONS", "BREW":
-            status, head, body = house.ask(path, method)
+            status, head, body = server.ask(path, method)
             assert (status, body) == (405, "")
             assert "Allow: GET, HEAD" in head
     for path in "/", "/metrics/", "/metrics/x", "/metric", "/healthz?x/y/../..//":
-        assert house.ask(path)[0] == (200 if "?" in path else 404), path
+        assert server.ask(path)[0] == (200 if "?" in path else 404), path
 
 
-def test_ready(house: House) -> None:
+def test_ready(server: ServerWithSite) -> None:
     """
     C{/readyz} says why, if we are not.
     """
-    assert house.ask("/readyz")[::2] == (200, "ready\n")
-    house.notReadyReason = "draining"
-    assert house.ask("/readyz")[::2] == (503, "draining\n")
-    assert house.ask("/healthz")[0] == 200
+    assert server.ask("/readyz")[::2] == (200, "ready\n")
+    server.notReadyReason = "draining"
+    assert server.ask("/readyz")[::2] == (503, "draining\n")
+    assert server.ask("/healthz")[0] == 200
 
 
-def test_counts(house: House) -> None:
+def test_counts(server: ServerWithSite) -> None:
     """
     What has happened is counted.
     """
-    assert house.metrics()["kvserver_connections_ended_totalreset"] == 0
-    house.visit(0.5, CloseReason.RESET)
-    house.visit(2.0, CloseReason.REFUSED)
-    house.enter()
-    house.connections.counters.acceptPauses = 7
-    house.restarts["tcp:0"] = 2
-    found = house.metrics()
+    assert server.metrics()["kvserver_connections_ended_totalreset"] == 0
+    server.visit(0.5, CloseReason.RESET)
+    server.visit(2.0, CloseReason.REFUSED)
+    server.enter()
+    server.connections.counters.acceptPauses = 7
+    server.restarts["tcp:0"] = 2
+    found = server.metrics()
     assert found["kvserver_connections"] == 1
     assert found["kvserver_connections_accepted_total"] == 3
     assert found["kvserver_connections_ended_totalreset"] == 1
@@ -135,70 +134,70 @@ def test_counts(house: House) -> None:
     assert found["kvserver_listener_restarts_totaltcp:0"] == 2
     assert found["kvserver_accept_pauses_total"] == 7
     assert found["kvserver_draining"] == 0
-    assert found["kvserver_build_info" + "".join(sorted(house_labels(house)))] == 1
-    assert __version__ in house_labels(house)
+    assert found["kvserver_build_info" + "".join(sorted(buildLabels(server)))] == 1
+    assert __version__ in buildLabels(server)
     assert found["process_resident_memory_bytes"] > 0
 
 
-def test_bytes(house: House) -> None:
+def test_bytes(server: ServerWithSite) -> None:
     """
     Lines and bytes are counted as they come and go, and what waits to be sent is not counted as
     sent; those who have left count, too.
     """
-    guest = house.enter()
+    pair = server.enter()
     for number in range(1, 3):
-        guest.peer.sendall(b"1\n2\n3")
-        house.turn()
-        found = house.metrics()
+        pair.peer.sendall(b"1\n2\n3")
+        server.turn()
+        found = server.metrics()
         assert found["kvserver_lines_total"] == 2 * number
         assert found["kvserver_received_bytes_total"] == 5 * number
         assert found["kvserver_sent_bytes_total"] == (4, 9)[number - 1]
-    guest.transport.write(PLENTY)
-    assert house.metrics()["kvserver_sent_bytes_total"] == guest.record.sent < 9 + len(PLENTY)
-    before = house.metrics()
-    guest.reset()
-    house.turn()
-    after = house.metrics()
+    pair.transport.write(PLENTY)
+    assert server.metrics()["kvserver_sent_bytes_total"] == pair.record.sent < 9 + len(PLENTY)
+    before = server.metrics()
+    pair.reset()
+    server.turn()
+    after = server.metrics()
     for name in "lines", "received_bytes", "sent_bytes":
         assert after[f"kvserver_{name}_total"] == before[f"kvserver_{name}_total"]
 
 
-def test_draining(house: House) -> None:
+def test_draining(server: ServerWithSite) -> None:
     """
     It is seen that the end has begun.
     """
-    house.connections.startService()
-    assert house.metrics()["kvserver_draining"] == 0
-    house.connections.stopService()
-    assert house.metrics()["kvserver_draining"] == 1
+    server.connections.startService()
+    assert server.metrics()["kvserver_draining"] == 0
+    server.connections.stopService()
+    assert server.metrics()["kvserver_draining"] == 1
 
 
-def test_expiry(house: House) -> None:
+def test_expiry(server: ServerWithSite) -> None:
     """
     If there is TLS it is seen when the certificate's validity ends, as of now.
     """
     name = "kvserver_tls_certificate_expiry_timestamp_seconds"
-    assert name not in house.metrics()
+    assert name not in server.metrics()
     for expiry in 1.5e9, 2e9:
-        house.expiry = expiry
-        assert house.metrics()[name] == expiry
+        server.expiry = expiry
+        assert server.metrics()[name] == expiry
 
 
-def house_labels(house: House) -> list[str]:
+def buildLabels(server: ServerWithSite) -> list[str]:
     """
     The labels of the build.
     """
-    (labels,) = re.findall(r"^kvserver_build_info\{(.*)\}", house.ask("/metrics")[2], re.MULTILINE)
+    (labels,) = re.findall(r"^kvserver_build_info\{(.*)\}", server.ask("/metrics")[2], re.MULTILINE)
     return re.findall(r'"(.*?)"', labels)
 
 
-def test_durations(house: House) -> None:
+def test_durations(server: ServerWithSite) -> None:
     """
     Durations are counted up to each bound, which itself is counted in.
     """
     for seconds in 0.01, 0.05, 1.0, 5.0, 100000.0:
-        house.visit(seconds, CloseReason.CLIENT_CLOSED)
-    found = house.metrics()
+        server.visit(seconds, CloseReason.CLIENT_CLOSED)
+    found = server.metrics()
     name = "kvserver_connection_duration_seconds"
     bounds = [*map(str, DURATION_BUCKETS), "+Inf"]
     assert [found[f"{name}_bucket{bound}"] for bound in bounds] == [1, 2, 3, 4, 4, 4, 4, 4, 5]
@@ -206,15 +205,15 @@ def test_durations(house: House) -> None:
     assert found[f"{name}_sum"] == pytest.approx(100006.06)
 
 
-def test_brief(house: House) -> None:
+def test_brief(server: ServerWithSite) -> None:
     """
     A connection ends with its answer.
     """
     for head in "", "Connection: keep-alive\r\n":
-        status, answered, _ = house.ask("/healthz", "GET", f"HTTP/1.1\r\nHost: x\r\n{head}")
+        status, answered, _ = server.ask("/healthz", "GET", f"HTTP/1.1\r\nHost: x\r\n{head}")
         assert status == 200
         assert "connection: close" in answered.lower()
-        assert house.transport.disconnecting
+        assert server.transport.disconnecting
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -226,25 +225,25 @@ def test_brief(house: House) -> None:
         ("Content-Length: 5\r\nExpect: 100-continue", "hello"),
     ],
 )
-def test_body(house: House, method: str, head: str, body: str) -> None:
+def test_body(server: ServerWithSite, method: str, head: str, body: str) -> None:
     """
     A request with a body is answered, and its body dropped.
     """
     rest = f"HTTP/1.1\r\nHost: x\r\n{head}\r\n"
-    _, answer, _ = house.ask("/healthz", method, rest, body)
+    _, answer, _ = server.ask("/healthz", method, rest, body)
     if "Expect" in head:
         assert answer.startswith("HTTP/1.1 100 Continue")
-        _, _, answer = house.transport.value().decode().partition("\r\n\r\n")
+        _, _, answer = server.transport.value().decode().partition("\r\n\r\n")
     assert answer.startswith("HTTP/1.1 200" if method == "GET" else "HTTP/1.1 405")
-    assert house.transport.disconnecting
+    assert server.transport.disconnecting
 
 
-def test_bodyWithoutEnd(house: House) -> None:
+def test_bodyWithoutEnd(server: ServerWithSite) -> None:
     """
     A client that sends without an end is cut off.
     """
     rest = "HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n"
-    house.ask("/healthz", "POST", rest, "x" * MAX_BODY_SIZE)
-    assert not house.transport.disconnected
-    house.ask("/healthz", "POST", rest, "x" * (MAX_BODY_SIZE + 1))
-    assert house.transport.disconnected
+    server.ask("/healthz", "POST", rest, "x" * MAX_BODY_SIZE)
+    assert not server.transport.disconnected
+    server.ask("/healthz", "POST", rest, "x" * (MAX_BODY_SIZE + 1))
+    assert server.transport.disconnected

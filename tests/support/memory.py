@@ -28,9 +28,9 @@ from kvserver.listening.route import Route
 from kvserver.served import unitOf
 from tests.support.daemon import PATIENCE
 
-HOME = IPv4Address("TCP", "192.0.2.1", 1024)
+CLIENT_ADDRESS = IPv4Address("TCP", "192.0.2.1", 1024)
 """
-Where most guests come from.
+Where most pairs come from.
 """
 
 PLENTY = bytes(range(256)) * 4096
@@ -115,7 +115,7 @@ class RecorderFactory(ServerFactory):
 
 
 @dataclass(eq=False)
-class Guest:
+class Pair:
     """
     A connection, seen from both its ends.
 
@@ -157,15 +157,15 @@ class Guest:
 
 class Watched:
     """
-    The socket of a guest: what is sent is known, and it may take nothing for a while.
+    The socket of a pair: what is sent is known, and it may take nothing for a while.
 
     @ivar sends: How many bytes each send has taken.
 
     @ivar refusals: How many sends are still to be refused.
     """
 
-    def __init__(self, guest: Guest) -> None:
-        transport: Any = guest.transport
+    def __init__(self, pair: Pair) -> None:
+        transport: Any = pair.transport
         self._opened = transport.socket
         self.sends: list[int] = []
         self.refusals = 0
@@ -201,7 +201,7 @@ class KnownConnections(Connections):
         self.latest = transport
 
 
-class House:
+class MemoryServer:
     """
     Connections over socket pairs, the poller that watches them, and a clock.
 
@@ -232,7 +232,7 @@ class House:
         self.route = Route(self.factory, self.connections, self.poller, trusted)
         self.peers: list[socket.socket] = []
 
-    def enter(self, address: IAddress = HOME, overTCP: bool = False) -> Guest:
+    def enter(self, address: IAddress = CLIENT_ADDRESS, overTCP: bool = False) -> Pair:
         """
         Somebody connects.
 
@@ -245,7 +245,7 @@ class House:
         self.route.enter(accepted, ConnectionRecord("tcp:0", address))
         transport, self.connections.latest = self.connections.latest, None
         assert transport is not None
-        return Guest(transport, peer)
+        return Pair(transport, peer)
 
     def turn(self) -> None:
         """
@@ -264,7 +264,7 @@ class House:
 
     def collect(self, peer: socket.socket, size: int) -> bytes:
         """
-        Receive so many bytes, while the house has its turns.
+        Receive so many bytes, while the server has its turns.
         """
         received = bytearray()
         deadline = time.monotonic() + PATIENCE
