@@ -21,12 +21,12 @@ DEFAULT_PORT = "4040"
 
 LOOPBACK = ip_network("127.0.0.0/8"), ip_network("::1")
 """
-Who may send a PROXY header if nobody else is named.
+The networks that may send a PROXY header by default.
 """
 
 MAX_SECONDS = 10**9
 """
-More than any time-out needs: 31 years.
+The upper bound of every time-out, in seconds: 31 years, more than any time-out needs.
 """
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
@@ -37,11 +37,12 @@ class TLSFiles:
     """
     The PEM files for TLS.
 
-    @ivar certificate: The certificate, and the chain from it to the root.
+    @ivar certificate: The certificate, followed by its chain to the root.
 
-    @ivar privateKey: The key of the certificate.
+    @ivar privateKey: The private key of the certificate.
 
-    @ivar clientCA: Who signs the certificates of clients. None: clients need none.
+    @ivar clientCA: The authorities that must have signed the certificates of clients. None: clients
+        need no certificate.
     """
 
     certificate: str
@@ -52,23 +53,24 @@ class TLSFiles:
 @dataclass(frozen=True)
 class Configuration:
     """
-    What the command line and the environment say, checked.
+    The checked values of the command line and the environment.
 
     @ivar factory: Builds the protocol that is served.
 
     @ivar listeners: Where to listen, and with which layers.
 
-    @ivar limits: The limits that the connections are held to.
+    @ivar limits: The limits on connections.
 
     @ivar proxyTrusted: The networks from which a PROXY header is accepted.
 
-    @ivar tls: The files for TLS; None if no listener has TLS.
+    @ivar tls: The files for TLS. None: no listener has TLS.
 
-    @ivar accessLog: The path of the access log; C{"-"}: the log of the daemon; None: there is none.
+    @ivar accessLog: The path of the access log. C{"-"}: it goes to the daemon's log. None: there is
+        no access log.
 
-    @ivar operations: Where the operations site listens; None: there is none.
+    @ivar operations: Where the operations site listens. None: there is no site.
 
-    @ivar notifySocket: How to tell the service manager; None: there is none.
+    @ivar notifySocket: The socket of the service manager. None: there is no manager to notify.
     """
 
     factory: Any
@@ -85,15 +87,16 @@ def configure(
     options: Mapping[str, Any], served: str, environment: Mapping[str, str]
 ) -> Configuration:
     """
-    Check each value.
+    Check every value, and build the configuration from them.
 
     @param options: The options, by their long names.
 
-    @param served: The name of what is served without C{--protocol}.
+    @param served: The name of the factory that is served without C{--protocol}.
 
     @param environment: The environment of the process.
 
-    @raise UsageError: A value is wrong. Names the option and the value, and says what is accepted.
+    @raise UsageError: A value is wrong. The message names the option and the value, and says what
+        is accepted.
     """
     try:
         factory = load(options["protocol"] or served)
@@ -138,7 +141,7 @@ def _listeners(
             raise UsageError(f"--listen: {description!r}: {error}") from None
         if any(spec.binding.conflictsWith(other.binding) for other in specs):
             raise UsageError(f"--listen: {description!r}: another one has that address")
-        # tcp:0 may be repeated: each chooses a port for itself.
+        # tcp:0 may be repeated: the kernel chooses another port for each.
         same = options["listen"][:number].count(description)
         specs.append(replace(spec, name=f"{description} ({same + 1})") if same else spec)
     return tuple(specs)
@@ -207,7 +210,7 @@ def _operations(description: str | None) -> IBinding | None:
 
 
 def _number(option: str, value: str, kind: str, least: int, greatest: int) -> int:
-    # int() alone would take '+1', ' 1', '1_0' and the digits of other scripts.
+    # int() alone would accept '+1', ' 1', '1_0' and the digits of other scripts, too.
     if value.isascii() and value.isdigit() and len(value) <= 10:
         number = int(value)
         if least <= number <= greatest:

@@ -1,6 +1,6 @@
 """
-What a protocol that is served here may say besides, and what a Twisted C{IProtocol} cannot say.
-Both are optional.
+The published interfaces. Two of them describe what a served protocol can offer besides Twisted's
+C{IProtocol}; both are optional. The third describes what a listener needs.
 """
 
 import socket
@@ -12,21 +12,22 @@ class IDrainable(Interface):
     """
     A protocol that knows whether it owes an answer.
 
-    When the daemon stops, or a client has been idle for too long, a connection is closed as soon as
-    nothing is on its way. Of a protocol without this interface only the bytes are known: one that
-    answers late may lose that answer.
+    When the daemon stops, a connection is closed as soon as no bytes are in transit and its
+    protocol is idle. A protocol without this interface counts as idle whenever no bytes are in
+    transit: if it answers late, that answer may be lost. C{--idle-timeout} closes a connection
+    whether its protocol is idle or not.
     """
 
     def isIdle() -> bool:
         """
-        Is no answer owed, and no request begun?
+        Return whether no answer is owed and no request has begun.
         """
 
     def close() -> None:
         """
-        Say goodbye, if that is the custom, and close the connection:
-        C{self.transport.loseConnection()}. Called only when the protocol L{isIdle}, by its own
-        word.
+        Say goodbye, if the protocol has a message for that, and close the connection with
+        C{self.transport.loseConnection()}. The drain calls this only after L{isIdle} has returned
+        true. C{--idle-timeout} calls it without asking.
         """
 
 
@@ -47,27 +48,27 @@ class ICountsWork(Interface):
 
 class IBinding(Interface):
     """
-    What a listener listens on. C{str()} says where that is, for people.
+    What a listener listens on, such as a TCP port. C{str()} gives its address as people write it.
     """
 
     def listen() -> socket.socket:
         """
-        Make a socket that listens, and does not block.
+        Make a non-blocking listening socket.
 
-        @raise CannotListenError: The address can't be had. Says where, and why.
+        @raise CannotListenError: It can't listen on the address. The message says where and why.
         """
 
     def isBound() -> bool:
         """
-        Do clients still get to this socket by its address?
+        Return whether clients that connect to the address still reach this socket.
         """
 
     def unbind() -> None:
         """
-        The socket is not listened on any more: remove what would outlive it.
+        The socket listens no more: remove what would outlive it, such as a path.
         """
 
     def conflictsWith(other: object) -> bool:
         """
-        Is it impossible to listen on both?
+        Return whether it is impossible to listen on both bindings at once.
         """

@@ -1,5 +1,5 @@
 """
-What is served: the factory of a protocol, the echo's or anybody's.
+Finds the factory to serve: that of the echo, or of a protocol given by name.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ ACCEPTED = (
 
 def load(name: str) -> Any:
     """
-    Find what is to be served.
+    Find the factory to serve.
 
-    @param name: Its name, as C{package.module.Name}: a C{IProtocol} class, a C{IProtocolFactory},
-        or a callable without arguments that returns one of these.
+    @param name: The name, as C{package.module.Name}, of an C{IProtocol} class, an
+        C{IProtocolFactory}, or a callable without arguments that returns one of these.
 
     @return: A factory.
 
-    @raise ValueError: It is not found, or is none of these. Says why.
+    @raise ValueError: The name can't be found, or is none of these. The message says why.
     """
     if "." not in name.strip("."):
         raise ValueError(f"{name!r} is not {ACCEPTED}")
@@ -33,7 +33,7 @@ def load(name: str) -> Any:
         if factory is None and callable(found):
             factory = _factoryFor(found())
     except Exception as error:
-        # What somebody else's code raises may be anything.
+        # This runs code that is not ours, which may raise anything.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name!r} can't be used: {type(error).__name__}: {reason}") from error
     if factory is None:
@@ -43,13 +43,13 @@ def load(name: str) -> Any:
 
 def _factoryFor(found: Any) -> Any:
     """
-    A factory for what was found; None if it is neither a protocol nor a factory.
+    Return a factory for C{found}, or None if it is neither a protocol class nor a factory.
     """
     if isinstance(found, type):
         if not IProtocol.implementedBy(found):
             return None
         factory = Factory.forProtocol(found)  # type: ignore[type-var]
-        # Its log would only say when the listeners begin and cease to listen.
+        # Otherwise the factory would log each time that a listener starts or stops.
         factory.noisy = False
         return factory
     return found if IProtocolFactory.providedBy(found) else None
@@ -57,7 +57,8 @@ def _factoryFor(found: Any) -> Any:
 
 def unitOf(factory: Any) -> str | None:
     """
-    What the protocols of a factory count, as L{ICountsWork} has it; None if they don't.
+    Return what the protocols of a factory count (C{ICountsWork.unit}), or None if they count
+    nothing.
     """
     unit: str | None = getattr(getattr(factory, "protocol", None), "unit", None)
     return unit

@@ -1,5 +1,5 @@
 """
-The command line of the plugin, where C{twistd} looks for it.
+The command line of the plugin. C{twistd} looks here for L{Options} and L{makeService}.
 """
 
 import os
@@ -23,7 +23,7 @@ from kvserver.tree import assemble
 
 class Options(UsageOptions):
     """
-    What can be said on the command line.
+    The options of the command line.
     """
 
     synopsis = "[options]"
@@ -130,7 +130,7 @@ Examples:
     configuration: Configuration
     served: ClassVar[str] = "kvserver.echo.factory.EchoFactory"
     """
-    What is served without C{--protocol}. A plugin of one's own names its own here.
+    The factory that is served without C{--protocol}. Another plugin can set its own here.
     """
 
     def __init__(self) -> None:
@@ -140,8 +140,7 @@ Examples:
 
     def getUsage(self, width: int | None = None) -> str:
         """
-        The text of C{--help}, with the examples as they are written: Twisted would fill their
-        lines.
+        Return the text of C{--help}. The examples keep their lines: Twisted would wrap them anew.
         """
         return super().getUsage(width) + self.examples
 
@@ -149,11 +148,12 @@ Examples:
         """
         Parse the command line.
 
-        @raise UsageError: Something is wrong with it.
+        @raise UsageError: The command line is wrong, and is not that of C{twistd} or C{twist}.
 
-        @raise SystemExit: The same, said under C{twistd} or C{twist}. They would bury the one line
-            that matters below their usage, and agree on no exit status: 64 for C{twist}, 1 for the
-            C{twistd} of Twisted 26.10, and 0, as if all were well, for those before.
+        @raise SystemExit: The command line of C{twistd} or C{twist} is wrong. For a C{UsageError}
+            they would print the one line that matters below their whole usage, and exit with
+            different statuses: C{twist} with 64, C{twistd} of Twisted 26.10 with 1, and older ones
+            with 0, as if all were well.
         """
         try:
             super().parseOptions(options)
@@ -188,17 +188,17 @@ Examples:
         """
         Accept no argument.
 
-        @raise UsageError: There is one.
+        @raise UsageError: There is an argument.
         """
         if args:
             raise UsageError(f"unexpected argument {args[0]!r}: kvserver takes options only")
 
     def postOptions(self) -> None:
         """
-        Check each value.
+        Check every value, and build the configuration from them.
 
-        @raise UsageError: A value is wrong. Names the option and the value, and says what is
-            accepted.
+        @raise UsageError: A value is wrong. The message names the option and the value, and says
+            what is accepted.
         """
         self.configuration = configure(self, self.served, os.environ)
 
@@ -207,17 +207,17 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
     """
     Assemble the service tree.
 
-    @param options: What the command line said.
+    @param options: The parsed command line.
 
-    @param reactor: The reactor that it runs on; by default the global one.
+    @param reactor: The reactor to run on; by default the global one.
 
-    @raise CannotStart: The certificates can't be used. Says why.
+    @raise CannotStart: The certificates can't be used. The message says why.
     """
     if reactor is None:
         from twisted.internet import reactor
 
         useMonotonicClock(reactor)
     forgetEnvironment(os.environ)
-    # twistd has no log levels, and would always show what is verbose.
+    # twistd has no log levels, and would always show the debug messages.
     verbose = options.parent is not None and options.parent.get("logLevel") is LogLevel.debug
     return assemble(options.configuration, reactor, verbose)

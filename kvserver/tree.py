@@ -31,11 +31,11 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
     """
     Assemble the service tree. Nothing listens before the tree is started.
 
-    @param reactor: What it runs on.
+    @param reactor: The reactor to run on.
 
-    @param verbose: Log the begin and the end of each connection?
+    @param verbose: Whether to log the start and the end of each connection.
 
-    @raise CannotStart: The certificates can't be used. Says why.
+    @raise CannotStart: The certificates can't be used. The message says why.
     """
     accessLog = _accessLog(configuration.accessLog, reactor)
     connections = Connections(
@@ -91,7 +91,8 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         from kvserver.operations.metrics import Collector
         from kvserver.operations.site import LIMITS, site
 
-        # Clients of the site are no clients of what is served: they have limits of their own.
+        # Clients of the site must not use up the limits of what is served: they have limits of
+        # their own.
         visitors = Connections(reactor, LIMITS)
         collector = Collector(
             connections,
@@ -100,7 +101,7 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         )
         siteRoute = Route(site(reactor, collector, notReadyReason), visitors, poller)
         siteSpec = ListenerSpec("metrics", (), configuration.operations)
-        # First to start and last to stop: the site still answers during the drain.
+        # These start first and stop last, so that the site still answers during the drain.
         operations = [
             _temporary("visitors", visitors),
             ChildSpec(
@@ -114,7 +115,7 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         [
             *operations,
             *([_temporary("access log", accessLog)] if accessLog else []),
-            # To restart it would be of no use: the connections that it knows would be gone.
+            # A restart would not help: the new service would not know the existing connections.
             _temporary("connections", connections),
             *map(listener, configuration.listeners),
             ChildSpec("signals", lambda died: Signals(reactor, connections.abortDrain, reload)),

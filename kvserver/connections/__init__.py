@@ -1,3 +1,3 @@
 """
-The connections: who is connected, within which limits, and what each of them does.
+The connections: the registry, the limits, and what each connection does.
 """

@@ -1,5 +1,5 @@
 """
-When bytes last moved on a connection.
+Finds out when bytes last moved on a connection.
 """
 
 import termios
@@ -11,14 +11,15 @@ class Activity:
     """
     When bytes last moved on a connection, and whether the peer has acknowledged all.
 
-    @ivar progress: The transport's progress, when it was last observed.
+    @ivar progress: The transport's progress at the last observation.
 
-    @ivar unsent: How many bytes of the echo the peer had not acknowledged; None before the kernel
-        was asked.
+    @ivar unsent: How many bytes of the echo the peer had not acknowledged, by the kernel's count.
+        None: the kernel has not been asked since bytes last moved.
 
-    @ivar allAcknowledged: Can nothing be unsent until something comes in?
+    @ivar allAcknowledged: Whether the peer has acknowledged everything. If so, that holds until
+        bytes move again.
 
-    @ivar since: When bytes last moved, by the reactor's clock.
+    @ivar since: When bytes last moved, in seconds by the reactor's clock.
     """
 
     __slots__ = ("allAcknowledged", "progress", "since", "unsent")
@@ -31,9 +32,9 @@ class Activity:
 
     def observe(self, transport: Transport, now: float) -> float:
         """
-        Look at the connection.
+        Look at the connection once.
 
-        @return: For how many seconds no byte has moved.
+        @return: How long no byte has moved, in seconds.
         """
         progress = transport.progress()
         if progress != self.progress:
@@ -42,8 +43,9 @@ class Activity:
             self.allAcknowledged = False
             self.since = now
         elif not self.allAcknowledged:
-            # Only connections that have just fallen silent, or hang, cost a system call. It takes
-            # two observations: what the transport still holds reaches the kernel by the second.
+            # Only a connection that has just fallen silent, or hangs, costs a system call. Two
+            # observations must agree: bytes that the transport still holds at the first have
+            # reached the kernel by the second.
             before, self.unsent = self.unsent, transport.queued(termios.TIOCOUTQ)
             self.allAcknowledged = before == self.unsent == 0
             if before is not None and before != self.unsent:

@@ -1,5 +1,5 @@
 """
-Addresses: as Twisted has them, as people write them, and what counts as one source.
+Addresses: conversion, formatting, and what counts as one source.
 """
 
 import os
@@ -12,34 +12,35 @@ from twisted.internet.interfaces import IAddress
 
 _IPV4_MAPPED = "::ffff:"
 """
-What stands before the IPv4 address of a peer that comes in by an IPv6 socket (RFC 4291, section
+The prefix of the IPv4 address of a peer that connects through an IPv6 socket (RFC 4291, section
 2.5.5.2).
 """
 
 
 def fromSockaddr(name: Any) -> IPv4Address | IPv6Address | UNIXAddress:
     """
-    What Twisted calls what the socket module calls C{name}; IPv4 is IPv4, also if an IPv6 socket
-    has it.
+    Convert an address of the socket module to one of Twisted's. An IPv4 address stays one even if
+    the peer connects through an IPv6 socket.
     """
     if not isinstance(name, tuple):
         return UNIXAddress(os.fsencode(name) or None)
     host, port, *more = name
-    # An address that is translated (RFC 7915) begins in the same way, and goes on without dots.
+    # A translated address (RFC 7915) has the same prefix, but no dots after it.
     if host.startswith(_IPV4_MAPPED) and "." in host:
         return IPv4Address("TCP", host.removeprefix(_IPV4_MAPPED), port)
     if not more:
         return IPv4Address("TCP", host, port)
     if more[-1]:
-        # With the name of the network interface, without which a link-local address is nobody's.
+        # Add the name of the network interface: without it, a link-local address is ambiguous.
         host, _ = socket.getnameinfo(name, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     return IPv6Address("TCP", host, port, *more)
 
 
 def sourceKey(address: IAddress) -> str | None:
     """
-    What counts as one source: an IPv4 address; of an IPv6 address its /64, which is what one
-    subscriber has; none for what is no IP.
+    Return the key of the source that an address belongs to. An IPv4 address is a source by itself.
+    An IPv6 address belongs to its /64, which is what one subscriber has. Any other address has no
+    source: None.
     """
     if isinstance(address, IPv4Address):
         return address.host
@@ -51,7 +52,7 @@ def sourceKey(address: IAddress) -> str | None:
 
 def formatAddress(address: IAddress) -> str:
     """
-    An address as people write it; what is no IP is a UNIX socket.
+    Format an address as people write it. Any address that is not IP becomes C{unix}.
     """
     if isinstance(address, IPv4Address):
         return f"{address.host}:{address.port}"

@@ -1,5 +1,5 @@
 """
-What we show to TLS clients, and what we ask them to show: PEM files, checked and tried out.
+The certificates for TLS: PEM files, checked and tried out.
 """
 
 import os
@@ -24,24 +24,24 @@ _PRIVATE_KEY = re.compile(rb"-----BEGIN ([A-Z0-9]+ )*PRIVATE KEY-----")
 
 _MISMATCHES = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
 """
-What OpenSSL says of a key that is not that of the certificate; the last one if it is one for
-RSA-PSS.
+OpenSSL's reasons when the key does not belong to the certificate. The last one occurs with a key
+for RSA-PSS.
 """
 
 _NO_CHECK_TIME = 0x200000
 """
-C{X509_V_FLAG_NO_CHECK_TIME} of OpenSSL, for which Python has no name.
+OpenSSL's C{X509_V_FLAG_NO_CHECK_TIME}, for which Python has no name.
 """
 
 _MAX_ROUNDS = 100
 """
-A handshake in memory takes three, and a few more for a long chain.
+The most rounds of a handshake in memory. It takes three, and a few more for a long chain.
 """
 
 
 class BadCertificate(Exception):
     """
-    A certificate or key can't be used. Says which, and why.
+    A certificate or key can't be used. The message says which one and why.
     """
 
 
@@ -53,23 +53,25 @@ class _NeedsPassphrase(Exception):
 
 class Certificates:
     """
-    What we show to clients, and what we ask them to show.
+    The certificate that we show to clients, and the authorities that must have signed theirs.
 
-    @ivar context: Makes the TLS of a connection.
+    @ivar context: The context for TLS on new connections.
 
-    @ivar expiry: When the validity of our certificate ends, in seconds since the epoch.
+    @ivar expiry: When our certificate expires, in seconds since the epoch.
     """
 
     def __init__(self, certificate: str, privateKey: str, clientCA: str | None = None) -> None:
         """
-        @param certificate: A PEM file: our certificate, and after it those that lead to the root.
+        @param certificate: The path of a PEM file: our certificate, followed by its chain to the
+            root.
 
-        @param privateKey: A PEM file: its key. It may be the same file.
+        @param privateKey: The path of a PEM file: its private key. It may be the same file.
 
-        @param clientCA: A PEM file: who must have signed the certificate that a client shows, be it
-            an intermediate authority. None: no client is asked for one.
+        @param clientCA: The path of a PEM file: the authorities that must have signed the
+            certificates of clients. An intermediate authority is enough. None: clients are not
+            asked for a certificate.
 
-        @raise BadCertificate: One of them can't be used.
+        @raise BadCertificate: A file can't be used.
         """
         self._certificate = certificate
         self._privateKey = privateKey
@@ -87,8 +89,8 @@ class Certificates:
             )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # After a FIN without a close_notify the rest of the echo must still go out. (OpenSSL before
-        # version 3 needs no option for that, and Python then does not know it.)
+        # After a FIN without a close_notify, the rest of the echo must still be sent. OpenSSL
+        # before version 3 needs no option for that, and Python does not define one there.
         context.options |= ssl.OP_NO_RENEGOTIATION | getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
         try:
             with _asFile(certificate) as certificateFile, _asFile(key) as keyFile:
@@ -106,7 +108,8 @@ class Certificates:
                     f"{self._certificate!r}"
                 )
             elif isinstance(error, ssl.SSLError) and reason is None:
-                # "PEM lib", of the key: the certificates have been read already.
+                # OpenSSL says only "PEM lib". It must be about the key: the certificates have been
+                # parsed before.
                 fault = f"--tls-private-key: {self._privateKey!r} can't be read"
             else:
                 fault = (
@@ -125,7 +128,7 @@ class Certificates:
 
     def _trust(self, context: ssl.SSLContext, path: str) -> None:
         """
-        Ask clients for a certificate that one of these has signed.
+        Require a client certificate that one of the authorities in the file at C{path} has signed.
         """
         trusted = _certificates("--tls-client-ca", path, _read("--tls-client-ca", path))
         for number, one in enumerate(trusted, 1):
@@ -147,7 +150,7 @@ class Certificates:
 
     def reload(self) -> None:
         """
-        Read the files again, for the connections from now on. Files that can't be used are not.
+        Read the files again, for new connections. If they can't be used, the old ones stay in use.
         """
         try:
             self.context, self.expiry = self._load()
@@ -159,13 +162,13 @@ class Certificates:
 
 _SOURCE = re.compile(r"^\[\w+\] |: cadata does not contain a certificate|\s*\(_ssl\.c:\d+\)")
 """
-What Python puts around what OpenSSL says.
+What Python adds to OpenSSL's message.
 """
 
 
 def reasonOf(error: Exception) -> str:
     """
-    What OpenSSL says, and the kernel, of what has failed.
+    Return the reason that OpenSSL or the kernel gives for an error.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate verify failed: {error.verify_message}"
@@ -184,15 +187,15 @@ def _read(option: str, path: str) -> bytes:
 
 def _certificates(option: str, path: str, text: bytes) -> list[str]:
     """
-    The certificates in a file, each of which OpenSSL can read.
+    Return the certificates in a file, after OpenSSL has parsed each of them.
     """
-    # A byte that is no ASCII is damage as any, and OpenSSL's to find.
+    # A byte that is not ASCII is damage like any other. OpenSSL will find it.
     found = [match[0].decode("ascii", "backslashreplace") for match in _CERTIFICATE.finditer(text)]
     if not found:
         raise BadCertificate(f"{option}: {path!r} is no PEM file of a certificate")
     for number, one in enumerate(found, 1):
         if "Proc-Type:" in one:
-            # For this, too, OpenSSL would ask for a passphrase at the terminal.
+            # OpenSSL would ask for a passphrase at the terminal, as for an encrypted key.
             raise BadCertificate(
                 f"{option}: {path!r}: certificate {number} of {len(found)} is encrypted, and must "
                 "not be"
@@ -209,9 +212,9 @@ def _certificates(option: str, path: str, text: bytes) -> list[str]:
 
 def _stored(certificate: str) -> ssl.SSLContext:
     """
-    What a client needs that trusts this certificate alone.
+    Return the context of a client that trusts this certificate alone.
 
-    @raise ssl.SSLError: It can't be read.
+    @raise ssl.SSLError: The certificate can't be parsed.
 
     @raise ValueError: The same.
     """
@@ -224,8 +227,8 @@ def _stored(certificate: str) -> ssl.SSLContext:
 @contextmanager
 def _asFile(data: bytes) -> Iterator[str]:
     """
-    The path of a file that is in memory alone: OpenSSL wants paths, and what it loads must be what
-    was read and checked.
+    Yield the path of a file that exists only in memory. OpenSSL takes paths only, and it must load
+    exactly the bytes that were read and checked.
     """
     with open(os.memfd_create("kvserver"), "wb") as file:
         file.write(data)
@@ -235,20 +238,20 @@ def _asFile(data: bytes) -> Iterator[str]:
 
 def _refusePassphrase() -> str:
     """
-    Without this OpenSSL would ask for one at the terminal.
+    Refuse to give a passphrase. Without this, OpenSSL would ask for one at the terminal.
     """
     raise _NeedsPassphrase
 
 
 def _tryOut(context: ssl.SSLContext, certificate: str) -> tuple[float, float]:
     """
-    Shake hands, in memory, with a client that trusts our certificate.
+    Do a handshake, in memory, with a client that trusts our certificate.
 
-    @param certificate: Ours.
+    @param certificate: Our certificate.
 
-    @return: From when to when it is valid, in seconds since the epoch.
+    @return: The start and the end of its validity, in seconds since the epoch.
 
-    @raise ssl.SSLError: With this nobody can be served.
+    @raise ssl.SSLError: No client can be served with this context.
     """
     trusting = _stored(certificate)
     trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME

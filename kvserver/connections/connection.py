@@ -25,36 +25,38 @@ DONE = Failure(CONNECTION_DONE)
 
 class IStage(IReadWriteDescriptor):
     """
-    What a connection passes before its protocol, or after it. The poller watches it in place of the
-    transport.
+    A stage that a connection passes before its protocol, or after it. Meanwhile the poller watches
+    the stage in place of the transport.
     """
 
     hasReceived = Attribute("Has anything come from the peer?")
 
     def ended() -> None:
         """
-        The connection is gone.
+        The connection has ended.
         """
 
 
 class Connection:
     """
-    An accepted connection, of TCP or UNIX.
+    An accepted TCP or UNIX connection.
 
-    It shows its addresses as people know them: an IPv4 peer of an IPv6 socket as IPv4, the client
-    of a balancer as the balancer saw it.
+    It shows addresses as people know them. The peer of an IPv6 socket has an IPv4 address if it
+    connects over IPv4. The client of a balancer has the address that the balancer saw.
 
     @ivar record: What is known of the connection.
 
-    @ivar protocol: Speaks with the peer; None before the connection can be used, and after its end.
+    @ivar protocol: The protocol that talks with the peer. None before it can use the connection,
+        and after the end.
 
-    @ivar stage: What the connection passes at the moment, before its protocol or after it.
+    @ivar stage: The stage that the connection is in, before its protocol or after it. None: it is
+        in no stage.
 
-    @ivar source: The source that it counts for, if those are limited.
+    @ivar source: The source that the connection counts for, if sources are limited.
 
-    @ivar producer: What writes besides the protocol, as C{IConsumer} has it.
+    @ivar producer: A registered producer, which writes besides the protocol (C{IConsumer}).
 
-    @ivar steps: How often something has come that was not, or not yet, for the protocol.
+    @ivar steps: How often bytes have arrived that the protocol did not get, or not yet.
     """
 
     protocol: IProtocol | None = None
@@ -66,7 +68,7 @@ class Connection:
     disconnecting = False
     disconnected = False
     _aborting = False
-    # May a write go to the socket, or must it wait for what came before?
+    # Whether a write may go to the socket. If not, it must wait for earlier bytes.
     _mayWriteNow = True
     _host: IAddress | None = None
 
@@ -79,46 +81,48 @@ class Connection:
         sourceLog: SourceLog,
     ) -> None:
         """
-        @param accepted: The socket. It must not block.
+        @param accepted: The socket. It must be non-blocking.
+
+        @param record: What is known of the connection.
 
         @param poller: Provides C{IReactorFDSet} and C{callLater}.
 
-        @param ended: Called with this, once, when the connection has ended.
+        @param ended: Called once, with this connection, when it has ended.
 
         @param sourceLog: Logs the warnings that this client causes.
         """
         self.socket = accepted
-        # The poller asks for it several times in the life of a connection.
+        # Saves a call: the poller asks for it several times in the life of a connection.
         self.fileno = accepted.fileno
         self.record = record
         self.poller = poller
         self.sourceLog = sourceLog
         self._ended = ended
-        # What waits to be sent.
+        # The bytes that wait to be sent.
         self._buffer = bytearray()
 
     def getPeer(self) -> Any:
         """
-        The client's end of this connection.
+        Return the address of the client's end of this connection.
         """
         return self.record.client or self.record.peer
 
     def getHost(self) -> Any:
         """
-        The server's end of this connection.
+        Return the address of the server's end of this connection.
         """
         return self._host or fromSockaddr(self.socket.getsockname())
 
     def setClient(self, peer: IAddress, host: IAddress | None) -> None:
         """
-        Show the addresses that a balancer has named.
+        Set the addresses that a balancer has named.
         """
         self.record.client = peer
         self._host = host
 
     def logPrefix(self) -> str:
         """
-        What the log calls this connection: its protocol, its number, its peer.
+        Return the name of this connection in the log: its protocol, its number, its peer.
         """
         if self.protocol is None:
             name = type(self).__name__
@@ -134,54 +138,56 @@ class Connection:
 
     def getHandle(self) -> socket.socket:
         """
-        The socket.
+        Return the socket.
         """
         return self.socket
 
     def getTcpNoDelay(self) -> bool:
         """
-        Is what is written sent without a delay? It is, unless somebody changes that.
+        Return whether writes are sent without delay, which is the default here.
         """
         return bool(self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         """
-        Change that.
+        Set whether writes are sent without delay.
         """
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
 
     def getTcpKeepAlive(self) -> bool:
         """
-        Does the kernel find out when the peer has vanished? It does, unless somebody changes that.
+        Return whether the kernel checks that the peer has not vanished, which is the default here.
         """
         return bool(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
         """
-        Change that.
+        Set whether the kernel checks that the peer has not vanished.
         """
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
 
     @property
     def work(self) -> int:
         """
-        How much the protocol has done, by its own count.
+        How much work the protocol has done, by its own count.
         """
         protocol: Any = self.protocol
         return protocol.count if ICountsWork.providedBy(protocol) else 0
 
     def progress(self) -> int:
         """
-        A number that grows whenever anything comes from the peer, or goes to it.
+        Return a number that grows whenever bytes come from the peer or go to it.
         """
         return self.record.received + self.record.sent + self.steps
 
     def queued(self, request: int) -> int:
         """
-        How many bytes of the connection are in the kernel: C{FIONREAD}, received and not read;
-        C{TIOCOUTQ}, sent and not acknowledged (tcp(7), unix(7)).
+        Return how many bytes of the connection are in the kernel (tcp(7), unix(7)).
 
-        @raise OSError: The socket is gone.
+        @param request: C{FIONREAD}: bytes received and not read. C{TIOCOUTQ}: bytes sent and not
+            acknowledged.
+
+        @raise OSError: The socket is closed.
         """
         (count,) = struct.unpack("i", ioctl(self.socket, request, bytes(4)))
         assert isinstance(count, int)
@@ -189,8 +195,8 @@ class Connection:
 
     def abortConnection(self) -> None:
         """
-        Reset the connection, and drop what waits to be sent. The protocol is told in the next turn
-        of the reactor.
+        Reset the connection, and drop the bytes that wait to be sent. The protocol is told in the
+        next turn of the reactor.
         """
         if self.disconnected or self._aborting:
             return
@@ -201,8 +207,7 @@ class Connection:
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        The connection is gone: close the socket, tell the protocol, and then those who count
-        connections.
+        The connection is lost: close the socket, tell the protocol, and then report the end.
         """
         if self.disconnected:
             return
@@ -230,24 +235,25 @@ class Connection:
                 try:
                     self.record.work = self.work
                 finally:
-                    # Nothing is left that only the garbage collector could find.
+                    # Break the reference cycle: otherwise only the garbage collector could free
+                    # both.
                     self.protocol = None
                     self._ended(self)
 
     def _linger0(self) -> None:
         """
-        Let the close be a reset: SO_LINGER of 0 seconds (socket(7)).
+        Make the close a reset: SO_LINGER of 0 seconds (socket(7)).
         """
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError:
-            # The peer was faster.
+            # The peer has ended the connection before us.
             return
 
 
 def _closeReasonFor(reason: Failure) -> CloseReason:
     """
-    How a connection has ended that nobody here wanted to end.
+    Return the reason of an end that the daemon did not decide itself.
     """
     if reason is DONE or reason.check(ConnectionDone):
         return CloseReason.CLIENT_CLOSED

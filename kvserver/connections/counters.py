@@ -8,21 +8,22 @@ from kvserver.connections.record import CloseReason, ConnectionRecord
 
 DURATION_BUCKETS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0)
 """
-The upper bounds of the histogram of durations, in seconds.
+The upper bounds of the buckets in the histogram of durations, in seconds.
 """
 
 
 class Counters:
     """
-    Sums over all connections that have ended, and two counts of what was accepted.
+    Sums over all connections that have ended, and two counts of what listeners accept.
 
-    @ivar accepted: Connections accepted, those that have not ended included.
+    @ivar accepted: Connections accepted, including those that have not ended.
 
-    @ivar acceptPauses: Times that a listener accepted nothing for a while because accept(2) failed.
+    @ivar acceptPauses: How often a listener has stopped accepting for a while because accept(2)
+        failed.
 
-    @ivar ended: Connections ended, by the reason.
+    @ivar ended: Connections ended, by reason.
 
-    @ivar work: What the protocols have done, by their own count.
+    @ivar work: The work that the protocols have done, by their own count.
 
     @ivar received: Bytes received for the protocols.
 
@@ -46,7 +47,7 @@ class Counters:
 
     def add(self, record: ConnectionRecord) -> None:
         """
-        Add a connection that has ended.
+        Add the record of a connection that has ended.
         """
         assert record.reason is not None
         assert record.duration is not None

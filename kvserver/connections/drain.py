@@ -1,5 +1,5 @@
 """
-The drain: how all connections leave when the daemon stops.
+The drain: how the connections end when the daemon stops.
 """
 
 import termios
@@ -12,38 +12,38 @@ from kvserver.connections.transport import Transport
 
 QUIET_PERIOD = 0.3
 """
-For how long a connection must have been silent to be at rest, in seconds: a client that sends
-without a pause is not cut between two segments.
+How long a connection must have been silent to be at rest, in seconds. So a client that sends
+without a pause is not cut off between two segments.
 """
 
 DRAIN_INTERVAL = 0.1
 """
-How often a drain looks for connections at rest, in seconds.
+The interval between two sweeps of a drain, in seconds.
 """
 
 
 def isAtRest(transport: Transport, silent: float) -> bool:
     """
-    May a drain close this connection? No line has begun, nothing is unread or unsent, and no byte
-    has moved for L{QUIET_PERIOD}.
+    Return whether a drain may close this connection. No line must have begun, nothing must be
+    unread or unsent, and no byte must have moved for L{QUIET_PERIOD}.
 
-    @param silent: For how many seconds no byte has moved.
+    @param silent: How long no byte has moved, in seconds.
     """
     return silent >= QUIET_PERIOD and transport.isIdle() and not transport.queued(termios.FIONREAD)
 
 
 class Drain:
     """
-    Waits until all connections have ended, but not for longer than its deadline.
+    Waits until all connections have ended, or until the deadline.
     """
 
     def __init__(self, reactor: Any, seconds: float, abortAll: Callable[[], None]) -> None:
         """
         @param reactor: Provides C{IReactorTime}.
 
-        @param seconds: When the deadline is.
+        @param seconds: How far away the deadline is.
 
-        @param abortAll: Called at the deadline: resets the connections that are left.
+        @param abortAll: Called at the deadline. It resets the connections that are left.
         """
         self._abortAll = abortAll
         self._deadline = reactor.callLater(seconds, abortAll)
@@ -54,7 +54,7 @@ class Drain:
 
     def abort(self) -> None:
         """
-        Do not wait any longer.
+        Bring the deadline forward to now.
         """
         if self._deadline.active():
             self._deadline.cancel()
@@ -62,7 +62,7 @@ class Drain:
 
     def allHaveEnded(self) -> None:
         """
-        No connection is left.
+        No connection is left: the drain is over.
         """
         if self._deadline.active():
             self._deadline.cancel()

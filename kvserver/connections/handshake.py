@@ -1,5 +1,5 @@
 """
-The handshake of TLS.
+The TLS handshake.
 """
 
 import re
@@ -24,7 +24,7 @@ How long a client may take for the handshake, in seconds.
 
 class Handshake(Stage):
     """
-    The handshake of TLS.
+    The stage of the TLS handshake.
     """
 
     timeout = HANDSHAKE_TIMEOUT
@@ -39,9 +39,9 @@ class Handshake(Stage):
         """
         @param transport: A L{TLSTransport}.
 
-        @param certificates: What we show.
+        @param certificates: The certificates for the handshake.
 
-        @param done: Is called with the transport when the handshake is over.
+        @param done: Called with the transport when the handshake has succeeded.
         """
         super().__init__(transport)
         self._context = certificates.context
@@ -49,14 +49,14 @@ class Handshake(Stage):
 
     def begin(self) -> None:
         """
-        Wait for the client's hello.
+        Wait for the ClientHello.
         """
         super().begin()
         self.transport.secure(self._context)
 
     def doRead(self) -> Exception | None:
         """
-        Go on.
+        Go on with the handshake.
         """
         transport = self.transport
         try:
@@ -67,7 +67,7 @@ class Handshake(Stage):
             return CONNECTION_LOST
         if not data:
             if not self.hasReceived:
-                # A client that goes without a word is a health check.
+                # A client that closes without a byte is a health check, and causes no warning.
                 return CONNECTION_DONE
             self._fail("the client has ended the connection")
             return CONNECTION_DONE
@@ -80,7 +80,8 @@ class Handshake(Stage):
             return None
         except ssl.SSLError as error:
             self._fail(reasonOf(error))
-            # OpenSSL has told the client by an alert, which it is to read.
+            # OpenSSL has written an alert for the client. It must reach the client before the
+            # close.
             self.end()
             transport.sayFarewell()
             return None
@@ -93,7 +94,7 @@ class Handshake(Stage):
 
     def doWrite(self) -> Exception | None:
         """
-        Send what the socket had not taken.
+        Send the bytes that the socket did not take before.
         """
         why = self.transport.doWrite()
         if self.transport.stage is self and self.transport.isFlushed():
@@ -102,21 +103,22 @@ class Handshake(Stage):
 
     def _goOn(self) -> Exception | None:
         """
-        The first lines may have come together with the end of the handshake: no event would tell.
+        Decrypt the bytes that came together with the end of the handshake. No further event would
+        announce them.
         """
         transport = self.transport
         if transport.protocol is None or not transport.hasMore():
             return None
         why = transport.decrypt(b"")
         if why is CONNECTION_DONE:
-            # The poller would take it for the end of both halves.
+            # The poller sees only the stage, and would end both halves.
             transport.readConnectionLost(DONE)
             return None
         return why
 
     def late(self) -> None:
         """
-        The client has not come to an end with it in time.
+        The handshake has timed out.
         """
         self._fail(f"not done within {self.timeout:g} s")
         super().late()
@@ -140,26 +142,27 @@ _SHORT_NAMES = {
     "userId": "UID",
 }
 """
-Those of RFC 4514, section 3, by OpenSSL's names.
+The short names in RFC 4514, section 3, by OpenSSL's names.
 """
 
 
 def _subjectOf(tls: ssl.SSLObject) -> str | None:
     """
-    The subject of the peer's certificate; None if there is none, or Python can't read it.
+    Return the subject of the peer's certificate. None: there is no certificate, or Python can't
+    decode it.
     """
     try:
         return _subject(tls.getpeercert() or {})
     except ValueError:
-        # Some text in it is not what it says it is.
+        # A text in the certificate is not in the encoding that it claims.
         return None
 
 
 def _subject(certificate: Mapping[str, Any]) -> str | None:
     """
-    The subject of a certificate, as RFC 4514 writes it: the last part first.
+    Format the subject of a certificate as in RFC 4514: the last part first.
 
-    @param certificate: As C{SSLObject.getpeercert} has it.
+    @param certificate: The certificate, as C{SSLObject.getpeercert} returns it.
     """
     parts = [
         "+".join(f"{_SHORT_NAMES.get(name, name)}={_escaped(value)}" for name, value in part)
@@ -170,7 +173,7 @@ def _subject(certificate: Mapping[str, Any]) -> str | None:
 
 def _escaped(value: str) -> str:
     """
-    RFC 4514, section 2.4.
+    Escape a value as in RFC 4514, section 2.4.
     """
     escaped = re.sub(r'([\\"+,;<>])', r"\\\1", value).replace("\0", "\\00")
     if escaped.startswith((" ", "#")):

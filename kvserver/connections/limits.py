@@ -1,5 +1,5 @@
 """
-What connections are held to.
+The limits on connections.
 """
 
 import resource
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 RESERVED_FDS = 32
 """
-How many file descriptors the default of C{--max-connections} leaves for all that is no connection:
-the log, the listeners, the reactor's own, and one that is accepted only to be refused.
+How many file descriptors the default of C{--max-connections} leaves for everything else: the log,
+the listeners, the reactor, and a connection that is accepted only to be refused.
 """
 
 
 def maxConnectionsAllowed() -> int:
     """
-    How many connections the hard limit of file descriptors admits.
+    Return how many connections the hard limit of file descriptors allows.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, hard - RESERVED_FDS)
@@ -23,18 +23,18 @@ def maxConnectionsAllowed() -> int:
 @dataclass(frozen=True)
 class Limits:
     """
-    What the connections are held to.
+    The limits on connections.
 
-    @ivar maxConnections: The most connections at a time; 0: as many as the file descriptors allow.
+    @ivar maxConnections: The most connections at a time. 0: as many as the file descriptors allow.
 
-    @ivar maxPerSource: The most connections at a time from one source; 0: no limit.
+    @ivar maxPerSource: The most connections at a time from one source. 0: no limit.
 
-    @ivar idleTimeout: A connection is closed after so many seconds without a byte in either
-        direction; 0: never.
+    @ivar idleTimeout: A connection is closed after this number of seconds without a byte in either
+        direction. 0: never.
 
-    @ivar writeTimeout: For how many seconds a client may leave its echo unread.
+    @ivar writeTimeout: A client may leave its echo unread for this number of seconds.
 
-    @ivar drainTimeout: For how many seconds a stop waits for connections to come to rest.
+    @ivar drainTimeout: A stop waits for this number of seconds until connections are at rest.
     """
 
     maxConnections: int = 0

@@ -1,5 +1,5 @@
 """
-The half of a connection that is written to.
+The sending half of a connection.
 """
 
 from collections.abc import Iterable
@@ -11,42 +11,42 @@ from kvserver.connections.connection import Connection
 
 CORK_SIZE = 64 * 1024
 """
-How many bytes a protocol may write while it is given some, before they are sent.
+How many bytes a protocol may write during one C{dataReceived} before they are sent.
 """
 
 WRITE_SIZE = 128 * 1024
 """
-How many bytes that have waited are offered to the kernel at once, at most.
+The most waiting bytes that are offered to the kernel at once.
 """
 
 
 class Output(Connection):
     """
-    The half of a connection that is written to.
+    The sending half of a connection.
 
-    What is written goes to the socket at once. Twisted's own transport waits until the reactor says
-    that the socket takes something, which costs two system calls and a turn of the reactor for each
-    line. What a protocol writes after that, still in the same C{dataReceived}, goes together when
-    that is over. What the socket does not take waits here, and as long as anything waits the peer
-    is not read from.
+    A write goes to the socket at once. Twisted's own transport waits until the reactor reports that
+    the socket is writable, which costs two system calls and a turn of the reactor for each line.
+    Further writes in the same C{dataReceived} are collected, and sent together when it returns.
+    Bytes that the socket does not take wait in a buffer. As long as bytes wait, the peer is not
+    read from.
     """
 
     streamingProducer = False
     producerPaused = False
-    # Is what is written collected, to be sent in few segments?
+    # Whether writes are collected, to be sent in few segments.
     _isCorked = False
     _outputEnds = False
     _outputEnded = False
 
     def write(self, data: bytes) -> None:
         """
-        Send now what the socket takes, and the rest later.
+        Send what the socket takes now, and the rest later.
         """
         if self._mayWriteNow:
             try:
                 sent = self.socket.send(data)
             except OSError:
-                # Either it takes nothing now, or there is an error, which comes again in doWrite.
+                # Either the socket is full, or it has an error, which comes again in doWrite.
                 sent = 0
             self.record.sent += sent
             if sent == len(data):
@@ -58,13 +58,13 @@ class Output(Connection):
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         """
-        Send them one after the other.
+        Send all of C{data}, one after the other.
         """
         self.write(b"".join(data))
 
     def _bufferData(self, data: bytes | memoryview) -> None:
         """
-        Send later.
+        Keep bytes, to send them later.
         """
         if self.disconnected or self._outputEnded or self._aborting:
             return
@@ -77,7 +77,7 @@ class Output(Connection):
 
     def _uncork(self) -> None:
         """
-        Send what has been collected.
+        Send the bytes that have been collected.
         """
         if not (self.disconnected or self._aborting or self._outputEnded):
             # An error comes again in doWrite.
@@ -89,7 +89,9 @@ class Output(Connection):
 
     def _flush(self) -> Exception | None:
         """
-        Send what waits, or the beginning of it.
+        Send the bytes that wait, or the first of them.
+
+        @return: Why no more bytes can be sent; None if they can.
         """
         try:
             with memoryview(self._buffer) as waiting, waiting[:WRITE_SIZE] as first:
@@ -104,27 +106,27 @@ class Output(Connection):
 
     def _count(self, sent: int) -> None:
         """
-        So much of what had waited has been sent.
+        Count waiting bytes that have now been sent.
         """
         self.record.sent += sent
 
     def isFlushed(self) -> bool:
         """
-        Does nothing wait to be sent?
+        Return whether no bytes wait to be sent.
         """
         return not self._buffer
 
     def goOnWriting(self) -> None:
         """
-        Send what has waited since before this was watched.
+        Send the bytes that have waited since before the poller watched this transport.
         """
         if self._buffer:
             self.poller.addWriter(self)
 
     def _wait(self) -> None:
         """
-        Something waits to be sent. Until that is done the peer is not read from, and a producer is
-        not to produce.
+        Bytes wait to be sent. Until they are gone, do not read from the peer, and pause a push
+        producer.
         """
         self.poller.addWriter(self)
         self.poller.removeReader(self)
@@ -134,9 +136,9 @@ class Output(Connection):
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """
-        Let C{producer} write, as C{IConsumer} has it.
+        Let a producer write, as defined by C{IConsumer}.
 
-        @raise RuntimeError: There is one already.
+        @raise RuntimeError: Another producer is already registered.
         """
         if self.producer is not None:
             raise RuntimeError(f"{producer!r} can't be registered: {self.producer!r} is")
@@ -147,7 +149,7 @@ class Output(Connection):
         self.streamingProducer = streaming
         self.producerPaused = False
         if not streaming:
-            # All that it writes goes by doWrite, which asks it for more.
+            # A pull producer writes only through doWrite, which asks it for more.
             self._mayWriteNow = False
             self.poller.addWriter(self)
         elif self._buffer:
@@ -156,7 +158,7 @@ class Output(Connection):
 
     def unregisterProducer(self) -> None:
         """
-        The producer has no more to write.
+        Forget the producer: it has no more to write.
         """
         self.producer = None
         if not (self.disconnected or self._outputEnded or self._aborting):
@@ -166,7 +168,7 @@ class Output(Connection):
 
     def _stopProducer(self) -> None:
         """
-        A transport does not close while a producer may have more to write: it is to write no more.
+        Stop the producer, because a transport does not close while its producer may write more.
         """
         producer = self.producer
         if producer is not None:

@@ -22,21 +22,20 @@ _log = Logger(namespace="kvserver.poller.Poller")
 
 EVENTS_PER_TURN = 256
 """
-How many connections are served before the reactor looks to others: those who want to be accepted,
-timers.
+The most connections that are served before the reactor attends to new connections and timers.
 """
 
 
 @implementer(IReactorFDSet, IReadDescriptor)
 class Poller:
     """
-    To the connections it is their reactor; to the reactor it is one file descriptor, readable as
-    soon as one of the connections has something to do.
+    The poller acts as the reactor of the connections. To the real reactor it is one file
+    descriptor, which is readable as soon as a connection has an event.
 
-    That takes 2 us off each line, a quarter of what it costs: the reactor sets a context for the
-    log around each event, and here that is each batch of them. An epoll(7) that watches an epoll is
-    a thing of the kernel, and works with any reactor of Twisted; to do without that context in the
-    reactor itself would take its private methods.
+    That saves 2 us per line, a quarter of its cost. The reactor sets a context for the log around
+    each event; here, there is one such context for each batch of events. The kernel allows an
+    epoll(7) to watch another epoll, so this works with any reactor of Twisted's. Avoiding the
+    context in the reactor itself would take its private methods.
     """
 
     _hasNew = False
@@ -45,7 +44,7 @@ class Poller:
         """
         @param reactor: Provides C{IReactorFDSet} and C{IReactorTime}.
 
-        @ivar turn: Counts the turns of the reactor in which there was something to do.
+        @ivar turn: The number of turns of the reactor in which there were events.
         """
         self.turn = 0
         self._reactor = reactor
@@ -56,25 +55,25 @@ class Poller:
 
     def addReader(self, reader: Any) -> None:
         """
-        See L{IReactorFDSet}.
+        Watch whether a descriptor has bytes to read.
         """
         self._setInterest(reader, select.EPOLLIN, 0)
 
     def addWriter(self, writer: Any) -> None:
         """
-        See L{IReactorFDSet}.
+        Watch whether bytes can be written to a descriptor.
         """
         self._setInterest(writer, select.EPOLLOUT, 0)
 
     def removeReader(self, reader: Any) -> None:
         """
-        See L{IReactorFDSet}.
+        No longer watch whether a descriptor has bytes to read.
         """
         self._setInterest(reader, 0, select.EPOLLIN)
 
     def removeWriter(self, writer: Any) -> None:
         """
-        See L{IReactorFDSet}.
+        No longer watch whether bytes can be written to a descriptor.
         """
         self._setInterest(writer, 0, select.EPOLLOUT)
 
@@ -100,13 +99,14 @@ class Poller:
 
     def remove(self, descriptor: Any) -> None:
         """
-        Watch it no more, for whatever it was watched.
+        No longer watch a descriptor at all.
         """
         self._setInterest(descriptor, 0, select.EPOLLIN | select.EPOLLOUT)
 
     def forget(self, descriptor: Any) -> None:
         """
-        Watch it no more: it is about to be closed, which the epoll finds out by itself.
+        No longer watch a descriptor that is about to be closed. The close removes it from the
+        epoll.
         """
         number = descriptor.fileno()
         if self._watched.pop(number, None) is not None:
@@ -114,7 +114,9 @@ class Poller:
 
     def removeAll(self) -> list[Any]:
         """
-        See L{IReactorFDSet}.
+        No longer watch any descriptor.
+
+        @return: The descriptors that were watched.
         """
         removed = list(self._watched.values())
         for descriptor in removed:
@@ -123,13 +125,13 @@ class Poller:
 
     def getReaders(self) -> list[Any]:
         """
-        See L{IReactorFDSet}.
+        Return the descriptors that are watched for reading.
         """
         return self._watchedFor(select.EPOLLIN)
 
     def getWriters(self) -> list[Any]:
         """
-        See L{IReactorFDSet}.
+        Return the descriptors that are watched for writing.
         """
         return self._watchedFor(select.EPOLLOUT)
 
@@ -138,27 +140,28 @@ class Poller:
 
     def fileno(self) -> int:
         """
-        That of the epoll.
+        Return the file descriptor of the epoll.
         """
         return self._epoll.fileno()
 
     def logPrefix(self) -> str:
         """
-        What the log has for all connections.
+        Return the name in the log that all connections share.
         """
         return "connections"
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        The reactor ends, and all that it has watched.
+        The reactor has ended: end every connection that is watched.
         """
         for descriptor in self.removeAll():
             self.lose(descriptor, reason)
 
     def doRead(self) -> None:
         """
-        Serve the connections that are ready, and then, once, those that have just been accepted:
-        often their first line is there already, and a turn of the reactor costs more than to look.
+        Serve the connections that are ready. Then serve, once, those that have just been accepted:
+        often their first line has already arrived, and a look costs less than a turn of the
+        reactor.
         """
         self.turn += 1
         self._hasNew = False
@@ -168,13 +171,13 @@ class Poller:
 
     def _serve(self) -> None:
         """
-        Serve the connections that are ready. One that fails, fails alone.
+        Serve the connections that are ready. An exception ends only the connection that raised it.
         """
         watched = self._watched
         for number, event in self._epoll.poll(0, EVENTS_PER_TURN):
             descriptor = watched.get(number)
             if descriptor is None:
-                # One that was served before it has closed it.
+                # A connection that was served before it has closed it.
                 continue
             why: Any = None
             reads = False
@@ -183,14 +186,14 @@ class Poller:
                     reads = True
                     why = descriptor.doRead()
                 else:
-                    # A hang-up or an error may show as neither of both: to read or to write says
-                    # what it is.
+                    # A hang-up or an error may come without EPOLLIN and EPOLLOUT. The read or the
+                    # write then finds out what it is.
                     wanted = self._events[number]
                     if event & ~select.EPOLLOUT and wanted & select.EPOLLIN:
                         reads = True
                         why = descriptor.doRead()
                     writes = event & ~select.EPOLLIN and wanted & select.EPOLLOUT
-                    # What was read may have been its end.
+                    # The read may have ended the connection.
                     if writes and why is None and watched.get(number) is descriptor:
                         reads = False
                         why = descriptor.doWrite()
@@ -206,7 +209,7 @@ class Poller:
 
     def _end(self, descriptor: Any, why: Exception, reads: bool) -> None:
         """
-        A connection has ended, or its peer sends no more.
+        End a connection, or only its receiving half if the peer sends no more.
         """
         if why is not CONNECTION_DONE:
             descriptor.connectionLost(Failure(why))
@@ -217,7 +220,7 @@ class Poller:
 
     def lose(self, descriptor: Any, reason: Failure) -> None:
         """
-        End a connection, even if it fails once more.
+        End a connection, even if that raises an exception.
         """
         try:
             descriptor.connectionLost(reason)

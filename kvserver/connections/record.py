@@ -1,5 +1,5 @@
 """
-What is known of one connection.
+The record of one connection.
 """
 
 from enum import Enum
@@ -13,66 +13,67 @@ class CloseReason(Enum):
     """
 
     CLIENT_CLOSED = "client_closed"
-    """The client has said that it sends no more, and got all of its echo."""
+    """The client has ended its half, and got all of its echo."""
 
     RESET = "reset"
-    """The client, or the network, has cut it."""
+    """The client or the network has cut the connection."""
 
     IDLE_TIMEOUT = "idle_timeout"
-    """Nothing came or went for C{--idle-timeout}."""
+    """No byte moved for C{--idle-timeout}."""
 
     WRITE_TIMEOUT = "write_timeout"
     """The client left its echo unread for C{--write-timeout}."""
 
     DRAINED = "drained"
-    """The daemon stopped, and it was at rest."""
+    """The daemon stopped, and the connection was at rest."""
 
     ABORTED = "aborted"
-    """The daemon stopped, and it did not come to rest."""
+    """The daemon stopped, and the connection did not come to rest in time."""
 
     REFUSED = "refused"
-    """There were as many from there as C{--max-connections-per-source} allows."""
+    """Its source already had C{--max-connections-per-source} connections."""
 
     HANDSHAKE_FAILED = "handshake_failed"
-    """TLS did not come about."""
+    """The TLS handshake failed or timed out."""
 
     PROXY_HEADER = "proxy_header"
-    """No PROXY header came, or a broken one, or from somebody who may send none."""
+    """The PROXY header was missing, malformed, or from an untrusted peer."""
 
     ERROR = "error"
-    """Something here is wrong, and the log has it."""
+    """The daemon is at fault; the log has the details."""
 
 
 class ConnectionRecord:
     """
-    One connection, from its begin to its end.
+    What is known of one connection, from its start to its end.
 
-    @ivar id: Tells it from all others of this process.
+    @ivar id: A number that no other connection of this process has.
 
     @ivar listener: The name of the listener that accepted it.
 
-    @ivar peer: The other end.
+    @ivar peer: The address of the other end of the socket.
 
-    @ivar client: The client, if a balancer has named one.
+    @ivar client: The address of the client, if a balancer has named it.
 
-    @ivar acceptedAt: When, by the reactor's clock, in seconds.
+    @ivar acceptedAt: When it was accepted, in seconds by the reactor's clock.
 
-    @ivar tls: The version of TLS, if there is TLS.
+    @ivar tls: The version of TLS. None: there is no TLS.
 
-    @ivar subject: That of the client's certificate, if it has shown one (RFC 4514).
+    @ivar subject: The subject of the client's certificate, if it has shown one (RFC 4514).
 
-    @ivar reason: Why it has ended, or is going to; None as long as nobody but the client would end
-        it.
+    @ivar reason: Why it has ended or is about to end. None as long as the daemon has no reason to
+        end it.
 
-    @ivar received: How many bytes have come in, for the protocol.
+    @ivar received: How many bytes have been received for the protocol.
 
-    @ivar sent: How many of its bytes the kernel has taken; with TLS, how many TLS has taken for it.
+    @ivar sent: How many bytes of the protocol the kernel has taken. With TLS these are bytes of
+        plain text, counted when the kernel has taken what they were encrypted to.
 
-    @ivar unit: What the protocol counts, if it does.
+    @ivar unit: What the protocol counts. None: it counts nothing.
 
-    @ivar work: How much the protocol had done at the end, by its own count.
+    @ivar work: How much work the protocol had done at the end, by its own count.
 
-    @ivar duration: How long it has lasted; None while it does.
+    @ivar duration: How long it lasted, in seconds. None until it has ended.
     """
 
     __slots__ = (
@@ -98,7 +99,7 @@ class ConnectionRecord:
 
     def closeWith(self, reason: CloseReason) -> None:
         """
-        It is going to end, for that reason; if there is one already, that remains.
+        Set the reason of the end. The first reason stays.
         """
         if self.reason is None:
             self.reason = reason

@@ -1,5 +1,5 @@
 """
-The registry of the connections: who is connected, who may connect, and how all leave.
+The registry of connections: it counts them, limits them, and ends them.
 """
 
 import resource
@@ -24,26 +24,27 @@ _log = Logger(namespace="kvserver.connections.Connections")
 
 SWEEPS_PER_TIMEOUT = 8
 """
-How many sweeps there are in the shortest time-out. A connection is found up to two sweeps late.
+The number of sweeps within the shortest time-out. A sweep finds a connection that has timed out up
+to two sweeps late.
 """
 
 
 class Connections(Service):
     """
-    Every live connection; the place of the guide's C{Task.Supervisor}.
+    Every live connection. It takes the place of the guide's C{Task.Supervisor}.
 
-    A connection is temporary, in the sense of OTP: one that ends, for whatever reason, is forgotten
+    A connection is temporary, in OTP's terms: when it ends, for whatever reason, it is forgotten
     and never restarted.
 
-    @ivar limits: The limits that the connections are held to.
+    @ivar limits: The limits on connections.
 
-    @ivar unit: What the protocols count; None if they don't.
+    @ivar unit: What the protocols count. None: they count nothing.
 
     @ivar counters: Sums over the connections that have ended.
 
     @ivar sourceLog: Logs the warnings that a client can cause.
 
-    @ivar isDraining: Has the drain begun?
+    @ivar isDraining: Whether the drain has begun.
     """
 
     name = "connections"
@@ -59,10 +60,14 @@ class Connections(Service):
         """
         @param reactor: Provides C{IReactorTime}.
 
+        @param limits: The limits on connections.
+
         @param report: Called with the record of each connection that has ended.
 
-        @param verbose: Log the begin and the end of each connection? twistd has no log levels, and
-            would always show it.
+        @param verbose: Whether to log the start and the end of each connection. twistd has no log
+            levels, and would always show these messages.
+
+        @param unit: What the protocols count. None: they count nothing.
         """
         self._reactor = reactor
         self.limits = limits
@@ -83,20 +88,20 @@ class Connections(Service):
 
     def __len__(self) -> int:
         """
-        How many there are, those included that have no protocol yet.
+        Return the number of connections, including those that have no protocol yet.
         """
         return len(self._live)
 
     def __iter__(self) -> Iterator[Transport]:
         """
-        Each of them, as of now: connections may begin and end during the iteration.
+        Iterate over the connections of this moment. Others may start and end during the iteration.
         """
         return iter(list(self._live))
 
     def counts(self) -> tuple[int, int, int]:
         """
-        The work of the protocols, the bytes received and the bytes sent: on these connections and
-        on those that have ended.
+        Return the work of the protocols, the bytes received and the bytes sent. Each is a sum over
+        the live connections and those that have ended.
         """
         work, received, sent = self.counters.work, self.counters.received, self.counters.sent
         for transport in self._live:
@@ -109,7 +114,7 @@ class Connections(Service):
 
     def accepted(self, transport: Transport) -> None:
         """
-        A connection was accepted. From now on it counts.
+        A connection has been accepted. It counts from now on.
         """
         record = transport.record
         self.counters.accepted += 1
@@ -128,7 +133,8 @@ class Connections(Service):
     def ended(self, transport: Transport) -> None:
         """
         A connection has ended, and its record has the reason. The record is counted and written
-        before the connection is forgotten.
+        before the connection is forgotten, so a drain is not over before the last record is
+        written.
         """
         record = transport.record
         record.duration = self._reactor.seconds() - record.acceptedAt
@@ -161,11 +167,11 @@ class Connections(Service):
         if self._drain and not self._live:
             self._drain.allHaveEnded()
 
-    # Who may connect.
+    # Whether a connection may be accepted.
 
     def hasRoom(self) -> bool:
         """
-        May one more connection be accepted? If not, that is logged.
+        Return whether one more connection may be accepted. If not, log that.
         """
         if len(self._live) < self._maxConnections:
             return True
@@ -178,14 +184,14 @@ class Connections(Service):
 
     def onNextEnd(self, call: Callable[[], None]) -> None:
         """
-        Call C{call} once, when a connection has ended.
+        Call C{call} once, when the next connection has ended.
         """
         self._onNextEnd.append(call)
 
     def admits(self, transport: Transport) -> bool:
         """
-        May there be one more connection from this source? If so, the connection counts for it until
-        it ends. If not, that is logged.
+        Return whether this source may have one more connection. If so, the connection counts for
+        its source until it ends. If not, log that.
         """
         limit = self.limits.maxPerSource
         source = sourceKey(transport.getPeer()) if limit else None
@@ -203,11 +209,12 @@ class Connections(Service):
         transport.source = source
         return True
 
-    # How they leave.
+    # How the connections end.
 
     def startService(self) -> None:
         """
-        Raise the limit of file descriptors as far as the process may, and look for time-outs.
+        Raise the soft limit of file descriptors to the hard limit, and start the sweeps that find
+        time-outs.
         """
         super().startService()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -219,8 +226,8 @@ class Connections(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Drain: close each connection as soon as it is at rest (L{isAtRest}), and reset those that
-        are left when the drain's time is over.
+        Drain: close each connection as soon as it is at rest (L{isAtRest}). After the drain
+        time-out, reset those that are left.
 
         @return: Fires when no connection is left.
         """
@@ -242,7 +249,7 @@ class Connections(Service):
 
     def abortDrain(self) -> None:
         """
-        Do not wait for connections to come to rest, neither now nor in a drain that is to come.
+        Do not wait until connections are at rest, neither in this drain nor in a later one.
         """
         self._drainIsAborted = True
         if self._drain:
@@ -259,13 +266,13 @@ class Connections(Service):
 
     def _closeIfDue(self, transport: Transport) -> bool:
         """
-        Close or reset a connection if it is time.
+        Close or reset a connection if it is due.
 
-        @return: Was it time?
+        @return: Whether it was due.
         """
         activity = self._live.get(transport)
         if activity is None:
-            # It has ended since the sweep began.
+            # The connection has ended since the sweep began.
             return False
         silent = activity.observe(transport, self._reactor.seconds())
         if activity.unsent:

@@ -1,5 +1,5 @@
 """
-What a connection passes before its protocol, and after it.
+The stages of a connection before its protocol, and after it.
 """
 
 import socket
@@ -14,12 +14,12 @@ from kvserver.connections.connection import Connection, IStage
 
 READ_SIZE = 64 * 1024
 """
-How many bytes are read at once, at most.
+The most bytes that are read at once.
 """
 
 CLOSE_TIMEOUT = 5.0
 """
-How long a peer may take to end its own half after we have ended ours, in seconds.
+How long a peer may take to end its half after we have ended ours, in seconds.
 """
 
 
@@ -29,12 +29,12 @@ LOST = Failure(CONNECTION_LOST)
 @implementer(IStage)
 class Stage:
     """
-    What a connection passes before its protocol, or after it. The poller watches it in place of the
-    transport; it has an end, in time.
+    A stage that a connection passes before its protocol, or after it. Meanwhile the poller watches
+    the stage in place of the transport. A stage has a time-out.
 
-    @cvar timeout: How long it may take, in seconds.
+    @cvar timeout: The time-out, in seconds.
 
-    @ivar hasReceived: Has anything come from the peer?
+    @ivar hasReceived: Whether bytes have arrived from the peer.
     """
 
     timeout: float
@@ -49,7 +49,7 @@ class Stage:
 
     def begin(self) -> None:
         """
-        From now on the connection is here.
+        The connection enters this stage.
         """
         transport = self.transport
         transport.stage = self
@@ -58,7 +58,7 @@ class Stage:
 
     def end(self) -> None:
         """
-        The connection goes on, to what comes next.
+        The connection leaves this stage, for what comes next.
         """
         self.transport.stage = None
         self.transport.poller.removeWriter(self)
@@ -67,58 +67,60 @@ class Stage:
 
     def ended(self) -> None:
         """
-        The connection is gone.
+        The connection has ended.
         """
         self._stopTimer()
 
     def _stopTimer(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        # One that has fired would keep this, and this it.
+        # A timer that has fired would refer to this stage, and the stage to the timer.
         self._timer = None
 
     def late(self) -> None:
         """
-        It has taken too long.
+        The stage has timed out.
         """
         self.transport.abortConnection()
 
     def fileno(self) -> int:
         """
-        The socket's.
+        Return the file descriptor of the socket.
         """
         return self.transport.fileno()
 
     def logPrefix(self) -> str:
         """
-        The connection's.
+        Return the name of the connection in the log.
         """
         return self.transport.logPrefix()
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        The poller has found the connection's end.
+        The poller reports that the connection is lost.
         """
         self.transport.connectionLost(reason)
 
     def doRead(self) -> Exception | None:  # type: ignore[override]
         """
-        Something has come, or can be sent.
+        Bytes have arrived, or can be sent. Each stage handles this in its own way.
         """
         raise NotImplementedError
 
     def doWrite(self) -> Exception | None:  # type: ignore[override]
         """
-        The same.
+        Handle this as L{doRead} does.
         """
         return self.doRead()
 
 
 class Farewell(Stage):
     """
-    We have ended our half, and wait for the peer to end its own; what it still sends is dropped. A
-    close at once would answer that with a reset, which may destroy what the peer has not read yet
-    (RFC 1122, section 4.2.2.13).
+    We have ended our half (FIN), and wait until the peer ends its own. Bytes that the peer still
+    sends are dropped.
+
+    If we closed at once, the kernel would answer such bytes with a reset, which may destroy what
+    the peer has not read yet (RFC 1122, section 4.2.2.13).
     """
 
     timeout = CLOSE_TIMEOUT
@@ -131,12 +133,12 @@ class Farewell(Stage):
         try:
             self.transport.socket.shutdown(socket.SHUT_WR)
         except OSError:
-            # It is gone already: that is read in a moment.
+            # The connection is already lost. The next read will say so.
             return
 
     def doRead(self) -> Exception | None:
         """
-        Drop what comes.
+        Drop the bytes that the peer still sends.
         """
         try:
             return None if self.transport.socket.recv(READ_SIZE) else CONNECTION_DONE
@@ -147,7 +149,8 @@ class Farewell(Stage):
 
     def late(self) -> None:
         """
-        Wait on as long as the peer has something to read: that has its own time-out.
+        Wait longer as long as the peer has not acknowledged everything: the write time-out takes
+        care of that. Otherwise, reset the connection.
         """
         if self.transport.queued(termios.TIOCOUTQ):
             self._timer = self.transport.poller.callLater(self.timeout, self.late)

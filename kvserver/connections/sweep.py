@@ -1,5 +1,5 @@
 """
-Looks at every connection again and again: time-outs then cost nothing for each line.
+Visits every connection at intervals, so that time-outs add no cost to a line.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,8 +22,8 @@ The most connections that a sweep closes in one turn of the reactor.
 
 class Sweep:
     """
-    Visits every connection, again and again. It takes turns with the traffic: 5,000 connections
-    that time out together delay no other.
+    Visits every connection at intervals. It takes turns with the traffic: if 5,000 connections time
+    out together, the others are not delayed.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Sweep:
         """
         @param reactor: Provides C{IReactorTime}.
 
-        @param transports: Gives all connections, at the beginning of a sweep.
+        @param transports: Returns all connections. Called when a sweep begins.
 
         @param visit: Looks at one connection, and may close it. Returns whether it did.
         """
@@ -47,7 +47,7 @@ class Sweep:
 
     def start(self, interval: float) -> None:
         """
-        Begin a sweep now, and then every C{interval} seconds.
+        Start a sweep now, and another one every C{interval} seconds.
         """
         self._loop = LoopingCall(lambda: self._cooperator.coiterate(self._sweep()))
         self._loop.clock = self._reactor
@@ -55,7 +55,7 @@ class Sweep:
 
     def stop(self) -> None:
         """
-        Begin no more sweeps.
+        Start no more sweeps.
         """
         if self._loop is not None and self._loop.running:
             self._loop.stop()
@@ -73,7 +73,7 @@ class Sweep:
                 transport.abortConnection()
                 closes = True
             closed += closes
-            # A close only begins here. Its work is done in the reactor's next turn, and must not
-            # take too long for those who are served in the same one.
+            # A close only begins here. The reactor does the rest in its next turn, which must not
+            # become too long for the other connections.
             pause = closes and closed % CLOSES_PER_TURN == 0
             yield deferLater(self._reactor, 0) if pause else None

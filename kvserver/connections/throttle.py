@@ -1,5 +1,5 @@
 """
-Keeps what clients cause from filling the log.
+Keeps clients from filling the log.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _log = Logger(namespace="kvserver.connections.Connections")
 
 REPEAT_INTERVAL = 60.0
 """
-For how long a message is not repeated, in seconds.
+How long the same message is not logged again, in seconds.
 """
 
 MAX_KEYS = 1000
@@ -24,13 +24,15 @@ The most keys that are throttled separately; all further ones share one.
 
 REPEATED = ("", " ({count} times in a minute)")
 """
-What is added to the format of a throttled message: when it happened once, and when more often.
+Appended to the format of a throttled message. The first one is for a single event, the second for
+several.
 """
 
 
 class LogThrottle:
     """
-    Logs a message at once, and while its cause goes on once a minute, with a count.
+    Logs a message at once. As long as its cause continues, it logs the message again once a minute,
+    with a count.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -42,11 +44,11 @@ class LogThrottle:
 
     def __call__(self, key: str, log: Callable[[int], None]) -> None:
         """
-        Count one more, and log it unless it was logged within L{REPEAT_INTERVAL}.
+        Count an event. Log it, unless one with the same key was logged within L{REPEAT_INTERVAL}.
 
-        @param key: Messages with the same key are throttled together.
+        @param key: Events with the same key are throttled together.
 
-        @param log: Logs the message. Called with how often it has happened since the last call.
+        @param log: Logs the message. Called with the number of events since the last call.
         """
         if key not in self._counts and len(self._counts) >= MAX_KEYS:
             key = "more"
@@ -68,7 +70,7 @@ class LogThrottle:
 
 class SourceLog:
     """
-    Logs the warnings that a client can cause, each at most once a minute for each source.
+    Logs the warnings that a client can cause. Each is logged at most once a minute for each source.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -83,8 +85,8 @@ class SourceLog:
 
         @param address: The client's address.
 
-        @param text: The format of the warning, in which C{source} is the source. It is the key,
-            too, together with the source.
+        @param text: The format of the warning. C{source} in it becomes the source. Warnings with
+            the same format and source are throttled together.
 
         @param fields: The other fields of the format.
         """

@@ -1,5 +1,5 @@
 """
-TLS: a kind of transport, by the standard library's C{ssl}.
+TLS: a transport that uses C{ssl} from the standard library.
 """
 
 import ssl
@@ -16,23 +16,24 @@ from kvserver.connections.transport import Transport
 
 RECEIVE_SIZE = READ_SIZE + 2 * 1024
 """
-How many bytes are received at once, at most: what a line of 64 KiB may take in records.
+The most bytes that are received at once: as many as a line of 64 KiB may take in TLS records.
 """
 
 SEAL_SIZE = 64 * 1024
 """
-How many bytes are encrypted at once, at most, and counted together when they have been sent.
+The most bytes of plain text that are encrypted at once. They are counted together, when all of them
+have been sent.
 """
 
 RECORD_SIZE = 8 * 1024
 """
-How many bytes we put into one record, at most: half of what TLS allows. Of a longer one ncat (7.93)
-reads 8 KiB, and looks for the rest only when more comes.
+The most bytes of plain text that we put into one record: half of what TLS allows. ncat (7.93) reads
+8 KiB of a longer record, and looks for the rest only when more bytes arrive.
 """
 
 HEADER_SIZE = 5
 """
-The size of the header of a record, of which the last two bytes are the length of the rest (RFC
+The size of the header of a record, in bytes. Its last two bytes are the length of the rest (RFC
 8446, section 5.1).
 """
 
@@ -41,42 +42,42 @@ class TLSTransport(Transport):
     """
     An accepted connection with TLS.
 
-    It reads from the socket itself, and OpenSSL gets the bytes from memory. On the socket, OpenSSL
-    would go on to read as long as records come that hold nothing for us: one client with a stream
-    of KeyUpdates would stop all others.
+    It reads from the socket itself, and passes the bytes to OpenSSL in memory. If OpenSSL read from
+    the socket, it would go on reading as long as records arrive that hold nothing for us: one
+    client with a stream of KeyUpdates would stop all others.
 
-    TLS has no half-close as TCP has: what the peer has sent before its close_notify, or before a
-    FIN without one, comes back.
+    TLS has no half-close as TCP has. Everything that the peer has sent before its close_notify, or
+    before a FIN without one, comes back.
 
-    @ivar tls: Encrypts and decrypts; None before the handshake.
+    @ivar tls: Encrypts and decrypts. Set by L{secure}.
     """
 
     tls: ssl.SSLObject
     _incoming: ssl.MemoryBIO
     _outgoing: ssl.MemoryBIO
-    # What has come of a record that is not complete: a part of its header, or all of that, and then
-    # how much is missing of the rest.
+    # The state of a record that is not complete: the part of its header that has arrived, or, once
+    # the header is complete, how many bytes of the rest are missing.
     _header = b""
     _missing = 0
     _hasSaidGoodbye = False
 
     def secure(self, context: ssl.SSLContext) -> None:
         """
-        Speak TLS from now on.
+        Use TLS from now on.
         """
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        # Of each part that waits to be sent: how many bytes are left of it, and how many it is in
-        # plain text.
+        # For each part that waits to be sent: how many encrypted bytes are left of it, and its size
+        # in plain text.
         self._parts: deque[tuple[int, int]] = deque()
 
     def receive(self) -> bytes:
         """
-        Let OpenSSL have what has come to the socket.
+        Receive bytes from the socket, and pass them to OpenSSL.
 
-        @return: That; nothing: the peer has sent FIN.
+        @return: The bytes. No bytes: the peer has sent FIN.
 
-        @raise OSError: Nothing has come, or the connection is gone.
+        @raise OSError: No bytes have arrived, or the connection is lost.
         """
         data = self.socket.recv(RECEIVE_SIZE)
         if data:
@@ -87,13 +88,13 @@ class TLSTransport(Transport):
 
     def hasMore(self) -> bool:
         """
-        Is there anything that OpenSSL has not read?
+        Return whether there are bytes that OpenSSL has not read.
         """
         return self._incoming.pending > 0
 
     def doRead(self) -> Exception | None:
         """
-        Give the protocol all that has come, at once.
+        Give the protocol everything that has arrived, at once.
         """
         try:
             data = self.receive()
@@ -105,11 +106,11 @@ class TLSTransport(Transport):
 
     def decrypt(self, data: bytes) -> Exception | None:
         """
-        Give the protocol what is complete of that which has been received.
+        Decrypt the records that are complete, and give the plain text to the protocol.
 
-        @param data: What was received last.
+        @param data: The bytes that were received last.
 
-        @return: Why nothing more will come, if that is so.
+        @return: Why no more bytes will come; None if they may.
         """
         chunks = []
         why: Exception | None = None
@@ -122,7 +123,7 @@ class TLSTransport(Transport):
                     break
                 chunks.append(chunk)
                 if not self._incoming.pending:
-                    # OpenSSL has read this record, and nothing of another.
+                    # OpenSSL has read this record completely, and no part of another.
                     self._header, self._missing = b"", 0
                     break
         except ssl.SSLWantReadError:
@@ -135,7 +136,7 @@ class TLSTransport(Transport):
         if chunks and broken is None:
             self._deliver(chunks[0] if len(chunks) == 1 else b"".join(chunks))
         if self._outgoing.pending and not (self.disconnected or self._aborting):
-            # The answer to a KeyUpdate, or an alert.
+            # This is the answer to a KeyUpdate, or an alert.
             self._send(self._outgoing.read(), 0)
         if broken is not None and not (self.disconnected or self._aborting):
             self._break(broken)
@@ -143,9 +144,9 @@ class TLSTransport(Transport):
 
     def measure(self, data: bytes) -> None:
         """
-        Find out whether a record has come in part.
+        Find out whether a record has arrived only in part.
 
-        @param data: What was received last.
+        @param data: The bytes that were received last.
         """
         place, size = 0, len(data)
         while place < size:
@@ -163,7 +164,8 @@ class TLSTransport(Transport):
 
     def _break(self, error: ssl.SSLError) -> None:
         """
-        What the peer has sent can't be decrypted; OpenSSL has told it so by an alert.
+        The peer has sent bytes that can't be decrypted, and OpenSSL has sent it an alert: log that,
+        and close.
         """
         self.record.closeWith(CloseReason.RESET)
         self.sourceLog.warn(
@@ -173,7 +175,7 @@ class TLSTransport(Transport):
 
     def write(self, data: bytes) -> None:
         """
-        Send now what the socket takes, and the rest later.
+        Send what the socket takes now, and the rest later.
         """
         if len(data) > SEAL_SIZE:
             view = memoryview(data)
@@ -190,16 +192,16 @@ class TLSTransport(Transport):
 
     def _send(self, sealed: bytes, size: int) -> None:
         """
-        Send what is encrypted.
+        Send encrypted bytes.
 
-        @param size: How many bytes of plain text it is.
+        @param size: Their size in plain text.
         """
         sent = 0
         if self._mayWriteNow:
             try:
                 sent = self.socket.send(sealed)
             except OSError:
-                # Either it takes nothing now, or there is an error, which comes again in doWrite.
+                # Either the socket is full, or it has an error, which comes again in doWrite.
                 sent = 0
             if sent == len(sealed):
                 self.record.sent += size
@@ -210,7 +212,7 @@ class TLSTransport(Transport):
 
     def _count(self, sent: int) -> None:
         """
-        So much of what had waited has been sent: a part counts when all of it has.
+        Count waiting bytes that have now been sent. A part is counted when all of it has been sent.
         """
         while sent:
             left, size = self._parts[0]
@@ -223,7 +225,8 @@ class TLSTransport(Transport):
 
     def isIdle(self) -> bool:
         """
-        A record that has come in part is a line that has begun.
+        Return whether the connection is idle. A record that has arrived in part counts as a line
+        that has begun.
         """
         return not (self._header or self._missing) and super().isIdle()
 
@@ -231,7 +234,7 @@ class TLSTransport(Transport):
         """
         Go on with the handshake.
 
-        @raise ssl.SSLError: It waits for the peer, or has failed.
+        @raise ssl.SSLError: The handshake waits for the peer, or has failed.
         """
         try:
             self.tls.do_handshake()
@@ -240,12 +243,12 @@ class TLSTransport(Transport):
 
     def _close(self) -> Exception | None:
         """
-        Send close_notify. If the peer has not ended its own half yet, wait for that, but not for
-        ever.
+        Send close_notify. If the peer has not ended its half yet, wait until it does or the wait
+        times out.
         """
         if not self._hasSaidGoodbye:
             self._hasSaidGoodbye = True
-            # The peer's own has not come yet, or something else has come.
+            # The peer's close_notify has not arrived yet, or other bytes have.
             with suppress(ssl.SSLError):
                 self.tls.unwrap()
             self._mayWriteNow = True
@@ -261,7 +264,7 @@ class TLSTransport(Transport):
 
     def _endOutput(self) -> None:
         """
-        Our half can't be ended alone.
+        Close both halves: with TLS, our half can't be ended alone.
         """
         self.disconnecting = True
         self.poller.addWriter(self)

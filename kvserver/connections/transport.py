@@ -1,5 +1,5 @@
 """
-An accepted connection that a protocol uses.
+An accepted connection as a protocol uses it.
 """
 
 import socket
@@ -39,7 +39,7 @@ from kvserver.interfaces import IDrainable
 )
 class Transport(Output):
     """
-    An accepted connection, as the transport of a protocol: what is read, and how it closes.
+    The transport of a protocol: how an accepted connection is read and how it closes.
     """
 
     _isPaused = False
@@ -48,7 +48,7 @@ class Transport(Output):
 
     def connect(self, protocol: IProtocol) -> None:
         """
-        The connection can be used, by C{protocol}.
+        Hand the connection over to a protocol.
         """
         self.protocol = protocol
         protocol.makeConnection(self)
@@ -56,9 +56,9 @@ class Transport(Output):
 
     def doRead(self) -> Exception | None:  # type: ignore[override]
         """
-        Give the protocol what has come.
+        Give the protocol the bytes that have arrived.
 
-        @return: Why nothing more will come, as C{IReadDescriptor} has it.
+        @return: Why no more bytes will come, as defined by C{IReadDescriptor}.
         """
         try:
             data = self.socket.recv(READ_SIZE)
@@ -73,7 +73,7 @@ class Transport(Output):
 
     def _deliver(self, data: bytes) -> None:
         """
-        Give the protocol what has come, and then send what it has written piece by piece.
+        Give the protocol the bytes that have arrived. Then send what it has written in pieces.
         """
         self.record.received += len(data)
         self._isCorked = True
@@ -88,9 +88,9 @@ class Transport(Output):
 
     def doWrite(self) -> Exception | None:  # type: ignore[override]
         """
-        Send what waits; when nothing does, get more from the producer, or close.
+        Send the bytes that wait. If none wait, get more from the producer, or close.
 
-        @return: Why nothing more can be sent, as C{IWriteDescriptor} has it.
+        @return: Why no more bytes can be sent, as defined by C{IWriteDescriptor}.
         """
         if self._buffer:
             why = self._flush()
@@ -100,7 +100,7 @@ class Transport(Output):
         producer = self.producer
         if producer is not None:
             if not self.streamingProducer:
-                # What it writes waits for the next turn, in which it is asked again.
+                # Its bytes wait for the next turn, in which it is asked again.
                 producer.resumeProducing()
             else:
                 self._mayWriteNow = not self._outputEnded
@@ -118,7 +118,7 @@ class Transport(Output):
 
     def pauseProducing(self) -> None:
         """
-        Read no more for the time being.
+        Stop reading for a while.
         """
         self._isPaused = True
         if self.stage is None:
@@ -126,14 +126,14 @@ class Transport(Output):
 
     def resumeProducing(self) -> None:
         """
-        Read again, as soon as nothing waits to be sent.
+        Read again, as soon as no bytes wait to be sent.
         """
         self._isPaused = False
         self._read()
 
     def stopProducing(self) -> None:
         """
-        Read no more: close.
+        Stop reading for good: close the connection.
         """
         self.loseConnection()
 
@@ -151,20 +151,20 @@ class Transport(Output):
 
     def loseConnection(self) -> None:
         """
-        Close when all has been sent, and a producer has no more to write.
+        Close when all bytes have been sent, and a producer has no more to write.
         """
         if self.disconnecting or self.disconnected or self._aborting:
             return
         self.disconnecting = True
         if self._inReadConnectionLost and not self._buffer and self.producer is None:
-            # L{readConnectionLost} goes on from here.
+            # readConnectionLost, which has called the protocol, closes when that returns.
             return
         self.poller.removeReader(self)
         self.poller.addWriter(self)
 
     def loseWriteConnection(self) -> None:
         """
-        End our half of the connection when all has been sent, and go on to read.
+        End our half when all bytes have been sent, and go on reading.
         """
         if not (self.disconnecting or self.disconnected or self._aborting or self._outputEnds):
             self._outputEnds = True
@@ -172,7 +172,8 @@ class Transport(Output):
 
     def isIdle(self) -> bool:
         """
-        Is nothing begun: no line, no header, no handshake, nothing that waits to be sent?
+        Return whether nothing has begun: no line, no PROXY header, no handshake, and no bytes wait
+        to be sent.
         """
         if self.stage is not None:
             return not self.stage.hasReceived
@@ -181,7 +182,7 @@ class Transport(Output):
 
     def close(self) -> None:
         """
-        Close in order, for a reason of ours.
+        Close in good order, because the daemon wants to.
         """
         protocol: Any = self.protocol
         if self.stage is None:
@@ -191,14 +192,16 @@ class Transport(Output):
             else:
                 self.loseConnection()
         elif not self.disconnecting:
-            # Nothing was sent yet, or what was sent nobody waits for.
+            # The protocol has sent nothing, and nobody waits for the rest of a handshake.
             self.connectionLost(DONE)
 
     def readConnectionLost(self, reason: Failure) -> None:
         """
-        The peer has sent its last byte. A protocol that knows no half-close is told when all has
-        been sent. If that is so already, and the protocol has closed, the connection ends now, and
-        not in another turn of the reactor.
+        The peer has sent its last byte.
+
+        A protocol without half-close is told when all bytes have been sent. If they have been sent
+        already, and the protocol has closed, the connection ends now, and not in another turn of
+        the reactor.
         """
         if self.disconnected or self._aborting:
             return
@@ -210,7 +213,8 @@ class Transport(Output):
                 protocol.readConnectionLost()
             else:
                 if self.streamingProducer:
-                    # It may have no end, and the protocol can't end it before it knows of this one.
+                    # The producer may be endless, and the protocol can't stop it before it knows of
+                    # the end.
                     self._stopProducer()
                 self.loseConnection()
         finally:
@@ -224,17 +228,19 @@ class Transport(Output):
 
     def writeConnectionLost(self, reason: Failure) -> None:
         """
-        Our half can't be used any more.
+        Our half can't be used any more: end the connection.
         """
         self.connectionLost(reason)
 
     def _close(self) -> Exception | None:
         """
-        All has been sent: end the connection. If the peer may still send, or has not got all, it is
-        waited for: a reset, which is what the kernel answers to what it can't deliver, would
-        destroy what is still on its way.
+        All bytes have been sent: end the connection.
 
-        @return: Why it is over, if it is.
+        If the peer may still send, or has not acknowledged everything, wait for it. The kernel
+        answers bytes that it can't deliver with a reset, and a reset would destroy bytes that are
+        still on their way.
+
+        @return: Why the connection is over. None: it is not over yet.
         """
         try:
             if self._inputEnded or not (self.queued(FIONREAD) or self.queued(TIOCOUTQ)):
@@ -246,14 +252,14 @@ class Transport(Output):
 
     def _endOutput(self) -> None:
         """
-        All has been sent: end our half.
+        All bytes have been sent: end our half (FIN).
         """
         self._outputEnded = True
         self._mayWriteNow = False
         try:
             self.socket.shutdown(socket.SHUT_WR)
         except OSError:
-            # The peer is gone, which is found out when we read.
+            # The connection is lost. The next read will say so.
             return
         protocol: Any = self.protocol
         if IHalfCloseableProtocol.providedBy(protocol):
@@ -261,7 +267,7 @@ class Transport(Output):
 
     def sayFarewell(self) -> None:
         """
-        Nothing more is sent: end our half, and wait for the peer to end its own.
+        Send nothing more: end our half, and wait until the peer ends its own.
         """
         self.record.closeWith(CloseReason.CLIENT_CLOSED)
         self.disconnecting = True

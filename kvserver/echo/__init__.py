@@ -1,3 +1,3 @@
 """
-What is served by default: the echo.
+The echo: the protocol that is served by default.
 """

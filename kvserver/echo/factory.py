@@ -1,5 +1,5 @@
 """
-A protocol for each connection.
+Builds the echo protocol.
 """
 
 from twisted.internet.protocol import ServerFactory

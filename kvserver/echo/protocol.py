@@ -1,5 +1,5 @@
 """
-The echo contract, and nothing else.
+The protocol of the echo contract, and nothing else.
 """
 
 from twisted.internet.interfaces import IHalfCloseableProtocol, ITransport
@@ -10,7 +10,7 @@ from kvserver.interfaces import ICountsWork, IDrainable
 
 LF = b"\n"
 """
-What ends a line.
+The byte that ends a line.
 """
 
 _BARE = LF * (64 * 1024)
@@ -18,10 +18,10 @@ _BARE = LF * (64 * 1024)
 
 def _count(data: bytes) -> int:
     """
-    How many lines end in C{data}.
+    Return how many lines end in C{data}.
 
-    C{bytes.count} looks at each byte by itself, which takes longer than all else that is done with
-    it, and longest when all of them count: that is seen at a glance.
+    C{bytes.count} examines every byte by itself. That takes longer than everything else that is
+    done with the data, and longest if every byte is an LF. One comparison recognizes that case.
     """
     return len(data) if _BARE.startswith(data) else data.count(LF)
 
@@ -31,17 +31,17 @@ class EchoProtocol(LineReceiver):
     """
     Sends each line back when it is complete, byte for byte.
 
-    A line ends with LF; a CR before it is part of the line, and no other byte has a meaning. A line
-    that is longer than L{MAX_LENGTH} comes back in pieces of that length, as with the C{packet:
-    :line} of Erlang's C{gen_tcp}. What is sent back depends on the bytes alone, never on how the
-    network cut them.
+    A line ends with LF. A CR before it is part of the line, and no other byte has a meaning. A line
+    longer than L{MAX_LENGTH} comes back in pieces of that length, as with the option C{packet:
+    :line} of Erlang's C{gen_tcp}. The echo depends on the bytes alone, never on how the network cut
+    them.
 
-    A peer that does not read its echo is not read from: that is the transport's business, so that
-    a connection never holds more than one line buffer and one write buffer.
+    If a peer does not read its echo, the transport does not read from the peer. So a connection
+    never holds more than one line buffer and one write buffer.
 
     @cvar MAX_LENGTH: The size of the line buffer, in bytes.
 
-    @ivar count: How many lines have come in, and so have been sent back.
+    @ivar count: How many lines have been received, and so have been sent back.
     """
 
     transport: ITransport
@@ -51,17 +51,16 @@ class EchoProtocol(LineReceiver):
     count = 0
 
     def __init__(self) -> None:
-        # The beginning of a line that is not complete, always shorter than MAX_LENGTH. A bytearray
-        # grows in place, so a line that arrives byte by byte costs no more than one that arrives
-        # whole.
+        # The beginning of an incomplete line, always shorter than MAX_LENGTH. A bytearray grows in
+        # place, so a line that arrives byte by byte costs no more than one that arrives whole.
         self._unfinished = bytearray()
 
     def dataReceived(self, data: bytes) -> None:
         """
-        Send back what C{data} completes, in one write, and keep the rest.
+        Send back everything that C{data} completes, in one write, and keep the rest.
 
-        L{LineReceiver} would take the lines apart one by one, in quadratic time. The echo of many
-        lines is the same bytes, so it is enough to find the end of the last one.
+        L{LineReceiver} would split off the lines one by one, in quadratic time. The echo of many
+        lines consists of the same bytes, so it is enough to find the end of the last line.
 
         @param data: The next bytes, cut anywhere.
         """
@@ -69,7 +68,7 @@ class EchoProtocol(LineReceiver):
         unfinished = self._unfinished
         first = data.find(LF) + 1
         if 0 < first == size and not unfinished:
-            # One line and nothing else, as most often.
+            # The most frequent case: exactly one line.
             self.count += 1
             self.transport.write(data)
             return
@@ -82,7 +81,7 @@ class EchoProtocol(LineReceiver):
         keep %= self.MAX_LENGTH
         cut = size - keep
         if cut <= 0:
-            # Nothing is complete yet, neither a line nor a piece of one.
+            # Neither a line nor a piece of one is complete yet.
             unfinished += data
         elif cut == size and not unfinished:
             self.transport.write(data)
@@ -92,7 +91,7 @@ class EchoProtocol(LineReceiver):
 
     def isIdle(self) -> bool:
         """
-        Is no line begun?
+        Return whether no line has begun.
         """
         return not self._unfinished
 
@@ -104,9 +103,9 @@ class EchoProtocol(LineReceiver):
 
     def clearLineBuffer(self) -> bytes:
         """
-        Forget the beginning of a line that is not complete.
+        Forget the beginning of an incomplete line.
 
-        @return: That beginning.
+        @return: The forgotten bytes.
         """
         unfinished = bytes(self._unfinished)
         self._unfinished.clear()
@@ -114,11 +113,11 @@ class EchoProtocol(LineReceiver):
 
     def readConnectionLost(self) -> None:
         """
-        The peer has sent its last byte (FIN): send back what is left, be it a whole line or not,
+        The peer has sent its last byte (FIN): send back the incomplete last line, if there is one,
         and close.
 
-        Without this half of L{IHalfCloseableProtocol} the transport would drop what it has not sent
-        yet; without the close, a peer that waits for our FIN would wait for ever.
+        Without this half of L{IHalfCloseableProtocol}, the transport would drop what it has not
+        sent yet. Without the close, a peer that waits for our FIN would wait forever.
         """
         if self._unfinished:
             self.transport.write(self.clearLineBuffer())
@@ -126,5 +125,5 @@ class EchoProtocol(LineReceiver):
 
     def writeConnectionLost(self) -> None:
         """
-        Our own half was closed alone. That never happens: we close both halves together.
+        Only our own half was closed. That never happens: we close both halves together.
         """

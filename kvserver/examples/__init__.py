@@ -1,3 +1,3 @@
 """
-Protocols of one's own, served by C{--protocol}.
+Example protocols, to be served with C{--protocol}.
 """

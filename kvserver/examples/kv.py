@@ -1,10 +1,10 @@
 """
-A key-value store by lines: the next chapters of the Elixir guide, in which KVServer gets its
-commands. It knows nothing of what serves it::
+A key-value store with a line protocol, as in the next chapters of the Elixir guide, where KVServer
+gets its commands. It knows nothing of the daemon that serves it::
 
     twistd -n kvserver --protocol=kvserver.examples.kv.KeyValueProtocol
 
-The data is in memory, and gone with the process.
+The data is in memory, and is lost when the process ends.
 """
 
 from twisted.internet.interfaces import ITransport
@@ -12,22 +12,23 @@ from twisted.protocols.basic import LineReceiver
 
 BUCKETS: dict[bytes, dict[bytes, bytes]] = {}
 """
-Items by their key, in buckets by their name: what all connections share.
+The buckets by name. Each has items by key. All connections share them.
 """
 
 
 class KeyValueProtocol(LineReceiver):
     """
-    One command a line, its words parted by blanks. Each gets one answer, which ends with a status.
+    Takes one command per line, as words separated by blanks. Sends one answer for each command; the
+    last line of an answer is its status.
     """
 
     transport: ITransport
-    # telnet ends a line with CR LF, nc with LF alone; a CR counts as a blank.
+    # telnet ends a line with CR LF, nc with LF alone. A CR counts as a blank.
     delimiter = b"\n"
 
     def lineReceived(self, line: bytes) -> None:
         """
-        Obey one command.
+        Execute one command.
         """
         match line.split():
             case [b"CREATE", bucket]:

@@ -1,3 +1,3 @@
 """
-Where clients come in: what is listened on, the listener, and the way to a protocol.
+Where clients connect: the sockets listened on, the listener, and the route to a protocol.
 """

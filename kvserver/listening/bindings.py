@@ -1,5 +1,5 @@
 """
-What a listener listens on: a TCP port, a UNIX socket, or what an endpoint of Twisted binds.
+What a listener listens on: a TCP port, a UNIX socket, or what a Twisted endpoint binds.
 """
 
 import errno
@@ -21,15 +21,15 @@ from kvserver.interfaces import IBinding
 
 BACKLOG = 1024
 """
-How many connections wait in the kernel to be accepted: enough for a burst. Linux takes no more than
-C{net.core.somaxconn}.
+How many connections wait in the kernel's backlog to be accepted: enough for a burst. Linux limits
+this to C{net.core.somaxconn}.
 """
 
 
 class ListeningSocket(socket.socket):
     """
-    A socket that listens. L{socket.socket} looks up the names of its family and type, each time
-    that it accepts a connection: 3 us of the 60 that a short one takes. Here they are numbers.
+    A listening socket. L{socket.socket} looks up the names of its family and type each time that it
+    accepts a connection: 3 us of the 60 that a short connection takes. Here they stay numbers.
     """
 
     family = socket.SocketType.family  # type: ignore[assignment]
@@ -38,7 +38,7 @@ class ListeningSocket(socket.socket):
 
 class CannotListen(CannotListenError):
     """
-    A L{CannotListenError} that says where, and why, in words.
+    A L{CannotListenError} whose message says where and why, in words.
     """
 
     def __str__(self) -> str:
@@ -52,10 +52,12 @@ def _wildcardFor(interface: str) -> str:
 
 def setSocketOptions(listening: socket.socket) -> None:
     """
-    Set what the connections inherit that a listening socket accepts: C{SO_KEEPALIVE} (a peer that
-    has vanished is found out), C{SO_OOBINLINE} (an urgent byte, as telnet sends with its Synch,
-    stays where it is in the stream; else the kernel would take it out, and its echo were missing)
-    and C{TCP_NODELAY} (an echo is not to wait for more bytes to join it).
+    Make a listening socket non-blocking, and set the options that its connections inherit.
+
+    With C{SO_KEEPALIVE} the kernel finds out that a peer has vanished. With C{SO_OOBINLINE} an
+    urgent byte, which telnet sends with its Synch, keeps its place in the stream; otherwise the
+    kernel would take it out, and it would be missing in the echo. With C{TCP_NODELAY} an echo does
+    not wait for more bytes to join it.
     """
     listening.setblocking(False)
     if listening.family in (socket.AF_INET, socket.AF_INET6):
@@ -67,12 +69,12 @@ def setSocketOptions(listening: socket.socket) -> None:
 @implementer(IBinding)
 class TCPBinding:
     """
-    A TCP port. What it is once listened on with, IPv6 or not, it stays.
+    A TCP port. The first L{listen} decides whether it uses IPv6, and that does not change.
 
-    @ivar port: 0 lets the kernel choose, once: the port that it chose is kept.
+    @ivar port: The port. 0: the kernel chooses one at the first L{listen}, and that one is kept.
 
-    @ivar interface: The one IPv4 or IPv6 address to listen on. None: all of them, IPv4 and IPv6
-        with one socket; IPv4 alone where the host has no IPv6.
+    @ivar interface: The one IPv4 or IPv6 address to listen on. Empty: all of them, IPv4 and IPv6
+        with one socket; IPv4 alone if the host has no IPv6.
     """
 
     def __init__(self, port: int, interface: str = "") -> None:
@@ -85,7 +87,7 @@ class TCPBinding:
 
     def conflictsWith(self, other: object) -> bool:
         """
-        See L{IBinding}.
+        Return whether both have the same port on addresses that overlap.
         """
         return (
             isinstance(other, TCPBinding)
@@ -99,9 +101,9 @@ class TCPBinding:
 
     def listen(self) -> socket.socket:
         """
-        Make a socket that listens there, and does not block.
+        Make a non-blocking socket that listens on the port.
 
-        @raise CannotListenError: The address can't be had.
+        @raise CannotListenError: It can't listen on the address.
         """
         dualStack = self._dualStack
         if dualStack is None:
@@ -125,13 +127,13 @@ class TCPBinding:
 
     def isBound(self) -> bool:
         """
-        See L{IBinding}.
+        Return true: nobody can take the port away from its socket.
         """
         return True
 
     def unbind(self) -> None:
         """
-        It is listened on no more: the kernel forgets it by itself.
+        Do nothing: the kernel releases the port by itself.
         """
 
 
@@ -142,7 +144,7 @@ class UNIXBinding:
 
     @ivar path: Its path.
 
-    @ivar mode: Who may connect, as the mode of a file.
+    @ivar mode: Who may connect, as a file mode.
     """
 
     def __init__(self, path: str, mode: int = 0o666) -> None:
@@ -155,7 +157,7 @@ class UNIXBinding:
 
     def conflictsWith(self, other: object) -> bool:
         """
-        See L{IBinding}.
+        Return whether both have the same path.
         """
         return isinstance(other, UNIXBinding) and os.path.realpath(self.path) == os.path.realpath(
             other.path
@@ -163,10 +165,10 @@ class UNIXBinding:
 
     def listen(self) -> socket.socket:
         """
-        Make a socket that listens there, and does not block. A path that a daemon has left behind
-        which was killed is taken; one that a living daemon listens on is not.
+        Make a non-blocking socket that listens at the path. If a killed daemon has left the path
+        behind, it is taken over. If a living daemon listens there, it is not.
 
-        @raise CannotListenError: The address can't be had.
+        @raise CannotListenError: It can't listen at the path.
         """
         try:
             self._removeStalePath()
@@ -184,7 +186,7 @@ class UNIXBinding:
 
     def isBound(self) -> bool:
         """
-        Is the path still ours? Somebody may have removed it, or put something else there.
+        Return whether the path still leads to our socket. Somebody may have removed or replaced it.
         """
         try:
             return os.stat(self.path).st_ino == self._inode
@@ -201,7 +203,7 @@ class UNIXBinding:
 
     def unbind(self) -> None:
         """
-        It is listened on no more: remove the path, unless it is somebody else's by now.
+        Remove the path, unless somebody has replaced it.
         """
         if self.isBound():
             with suppress(OSError):
@@ -211,14 +213,14 @@ class UNIXBinding:
 @implementer(IBinding)
 class EndpointBinding:
     """
-    What any other Twisted server endpoint listens on, as one that a plugin adds.
+    What any other Twisted server endpoint listens on, such as one from a plugin.
 
     @ivar description: The description of the endpoint, as C{serverFromString} takes it.
     """
 
     def __init__(self, description: str, reactor: Any = None) -> None:
         """
-        @param reactor: What it listens with; by default the global one.
+        @param reactor: The reactor that the endpoint listens with; by default the global one.
         """
         from twisted.internet.endpoints import serverFromString
 
@@ -234,16 +236,16 @@ class EndpointBinding:
 
     def conflictsWith(self, other: object) -> bool:
         """
-        See L{IBinding}.
+        Return whether both have the same description.
         """
         return isinstance(other, EndpointBinding) and self.description == other.description
 
     def listen(self) -> socket.socket:
         """
-        Let the endpoint listen, and take the socket from the port that it gives: we accept
-        ourselves.
+        Let the endpoint listen, and take the socket from the port that it returns: the listener
+        accepts the connections itself.
 
-        @raise CannotListenError: The address can't be had, or not at once, or the port has no
+        @raise CannotListenError: The endpoint can't listen, or not at once, or its port has no
             socket.
         """
         factory = ServerFactory()
@@ -256,7 +258,7 @@ class EndpointBinding:
         if not (outcome and isinstance(outcome[0], Port) and outcome[0].factory is factory):
             reason = "this endpoint does more than to listen on a socket"
             raise CannotListen(self.description, None, OSError(0, reason))
-        # The port is kept, for what else it may hold, as the lock of a file.
+        # Keep the port: it may hold something else, such as a lock file.
         (self._port,) = outcome
         self._port.stopReading()
         listening = ListeningSocket(fileno=self._port.socket.detach())
@@ -265,12 +267,12 @@ class EndpointBinding:
 
     def isBound(self) -> bool:
         """
-        See L{IBinding}.
+        Return true: an endpoint does not tell.
         """
         return True
 
     def unbind(self) -> None:
         """
-        It is listened on no more.
+        Let go of the endpoint's port.
         """
         self._port = None

@@ -1,5 +1,5 @@
 """
-What an endpoint description says: where to listen.
+Parses endpoint descriptions, which say where to listen.
 """
 
 import os
@@ -15,19 +15,19 @@ from kvserver.listening.inherited import InheritedBinding, passedNames
 
 _ENVIRONMENT = dict(os.environ)
 """
-The environment of the process, with what systemd says in it of the sockets that it passes: Twisted
-takes that out as soon as its endpoints are imported.
+A copy of the environment. In it, systemd describes the sockets that it passes. Twisted removes that
+description as soon as its endpoints are imported.
 """
 
 
 def parseEndpoint(description: str, reactor: Any = None) -> IBinding:
     """
-    What a server endpoint description says: as Twisted has it, colons part it, and a backslash
-    takes the meaning from what follows.
+    Parse a server endpoint description. As in Twisted, colons separate its parts, and a backslash
+    makes the next character an ordinary one.
 
-    @param reactor: What an endpoint that is none of ours listens with; by default the global one.
+    @param reactor: The reactor for an endpoint that is not ours; by default the global one.
 
-    @raise ValueError: It says nothing that can be listened on. Says why.
+    @raise ValueError: The description is wrong. The message says why.
     """
     kind, *parts = re.split(r"(?<!\\):", description)
     if kind in _USE_A_LAYER:
@@ -70,7 +70,7 @@ def _tcp6(named: Mapping[str, str]) -> TCPBinding:
 
 def _unix(named: Mapping[str, str]) -> UNIXBinding:
     path = named.get("address", "")
-    # sun_path of unix(7).
+    # The size of sun_path (unix(7)), with its final NUL.
     if not 0 < len(os.fsencode(path)) < 108:
         raise ValueError("a UNIX socket has a path of 1 to 107 bytes")
     mode = named.get("mode", "666")
@@ -98,20 +98,22 @@ _GRAMMAR: dict[str, tuple[str, tuple[str, ...], Callable[[Mapping[str, str]], IB
     "systemd": ("domain", ("index", "name"), _systemd),
 }
 """
-The endpoints that are ours: what comes first, what else there may be, what it makes.
+The endpoints that are ours. Each has the name of its first argument, the names of the others, and
+what builds the binding.
 """
 
 _USE_A_LAYER = {"ssl": "tls:tcp:", "haproxy": "proxy:"}
 """
-Endpoints of Twisted that put more than a socket before the protocol: for that there are layers.
+Endpoints of Twisted's that put more than a socket before the protocol, and the layers to use
+instead.
 """
 
 
 def parseInterface(text: str) -> str:
     """
-    What is bound for this interface.
+    Return the address to bind for an interface.
 
-    @raise ValueError: It is no address.
+    @raise ValueError: It is not an address.
     """
     try:
         text.encode("ascii")
@@ -119,6 +121,6 @@ def parseInterface(text: str) -> str:
     except ValueError:
         raise ValueError(f"{text!r} is not an IPv4 or IPv6 address, as 127.0.0.1 or ::1") from None
     if isinstance(address, IPv6) and address.ipv4_mapped:
-        # IPv4, and not by a socket for IPv6 alone.
+        # This is an IPv4 address. A socket for IPv6 alone could not serve it.
         return str(address.ipv4_mapped)
     return text

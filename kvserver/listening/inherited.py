@@ -1,5 +1,5 @@
 """
-A socket that systemd listens on, and passes to us.
+A socket that systemd listens on and passes to this process.
 """
 
 import os
@@ -22,9 +22,10 @@ The first file descriptor that systemd passes (sd_listen_fds(3)).
 
 def passedNames(environment: Mapping[str, str]) -> list[str]:
     """
-    The names of the sockets that the service manager passes; empty are those that have none.
+    Return the names of the sockets that the service manager passes (sd_listen_fds_with_names(3)). A
+    socket without a name has an empty one.
 
-    @param environment: Where it says so.
+    @param environment: The environment of the process.
     """
     if environment.get("LISTEN_PID") != str(os.getpid()):
         return []
@@ -36,9 +37,9 @@ def passedNames(environment: Mapping[str, str]) -> list[str]:
 @implementer(IBinding)
 class InheritedBinding:
     """
-    A socket that systemd listens on and passes to us (sd_listen_fds(3)).
+    A socket that systemd listens on and passes to this process (sd_listen_fds(3)).
 
-    @ivar index: Which of those that it passes, from 0.
+    @ivar index: Its index among the sockets that systemd passes, from 0.
     """
 
     def __init__(self, index: int) -> None:
@@ -50,22 +51,22 @@ class InheritedBinding:
 
     def conflictsWith(self, other: object) -> bool:
         """
-        See L{IBinding}.
+        Return whether both are the same socket.
         """
         return isinstance(other, InheritedBinding) and self.index == other.index
 
     def listen(self) -> socket.socket:
         """
-        Take the socket, or take it again.
+        Take the socket, for the first time or again.
 
-        @raise CannotListenError: It can't be had.
+        @raise CannotListenError: The socket can't be used.
         """
         try:
             with ExitStack() as undo:
                 descriptor = os.dup(_FIRST_FD + self.index)
                 listening = undo.enter_context(ListeningSocket(fileno=descriptor))
                 setSocketOptions(listening)
-                # It listens already, unless somebody has shut it down.
+                # The socket listens already, unless somebody has shut it down.
                 listening.listen(BACKLOG)
                 undo.pop_all()
         except OSError as error:
@@ -78,11 +79,11 @@ class InheritedBinding:
 
     def isBound(self) -> bool:
         """
-        See L{IBinding}.
+        Return true: systemd keeps the socket bound.
         """
         return True
 
     def unbind(self) -> None:
         """
-        It is systemd's, and stays.
+        Do nothing: the socket belongs to systemd, and stays.
         """

@@ -1,5 +1,5 @@
 """
-One listening socket, as a service that notices its own death.
+A listening socket, as a service that notices when its socket dies.
 """
 
 import errno
@@ -29,29 +29,29 @@ _log = Logger(namespace="kvserver.listener.Listener")
 
 ACCEPTS_PER_TURN = 100
 """
-How many connections are accepted in one turn of the reactor, so that those who are connected get
-theirs.
+The most connections that are accepted in one turn of the reactor, so that the existing ones get
+their share.
 """
 
 ACCEPT_BACKOFF = 0.1
 """
-For how long nothing is accepted when accept(2) can't, in seconds: what Ranch, Thousand Island,
-OpenSSH and HAProxy wait.
+How long to wait after accept(2) has failed, in seconds: as long as Ranch, Thousand Island, OpenSSH
+and HAProxy wait.
 """
 
 RECOVERY_PERIOD = 1.0
 """
-For how long accept(2) must have worked before its trouble is said to be over, in seconds.
+How long accept(2) must have worked before the recovery is logged, in seconds.
 """
 
 CHECK_INTERVAL = 0.5
 """
-How often a listener looks whether it still listens, in seconds.
+How often a listener checks that its socket still listens, in seconds.
 """
 
 _RESOURCE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 """
-accept(2): no file descriptor, or no memory, for one more connection.
+Errors of accept(2): there is no file descriptor, or no memory, for one more connection.
 """
 
 _TRANSIENT_ERRORS = {
@@ -68,14 +68,15 @@ _TRANSIENT_ERRORS = {
     errno.ETIMEDOUT,
 }
 """
-accept(2): the connection that was next is gone, or a firewall forbids it. The one after it may be
-well.
+Errors of accept(2) that concern one connection: it is lost, or a firewall forbids it. The next one
+may work.
 """
 
 
 def _identity(opened: socket.socket) -> tuple[int, int]:
     """
-    What tells what a file descriptor stands for from all else that it may come to stand for.
+    Return what identifies an open file. A file descriptor alone does not: it may come to stand for
+    another file.
     """
     status = os.fstat(opened.fileno())
     return status.st_dev, status.st_ino
@@ -84,12 +85,12 @@ def _identity(opened: socket.socket) -> tuple[int, int]:
 @implementer(IReadDescriptor)
 class Listener(Service):
     """
-    One listening socket; the place of the guide's acceptor.
+    One listening socket. It takes the place of the guide's acceptor.
 
-    The poller, which watches the connections, too, watches the socket through a selector of its
-    own. If the socket were closed or replaced behind its back, the poller could not forget the file
-    descriptor any more, and would take the connection that gets the same number next for one that
-    it watches already. A selector can be thrown away.
+    The poller watches the socket through a selector that belongs to the listener. Suppose that the
+    socket were closed or replaced behind the poller's back. The poller could no longer forget its
+    file descriptor, and would take the next connection with the same number for one that it already
+    watches. A selector can be thrown away.
     """
 
     def __init__(
@@ -109,13 +110,13 @@ class Listener(Service):
 
         @param route: Takes the accepted connections.
 
-        @param connections: Says when there are too many.
+        @param connections: Decides whether one more connection may be accepted.
 
         @param poller: Watches the socket.
 
-        @param died: Called when the socket has ceased to listen, unless it was stopped.
+        @param died: Called when the socket no longer listens, unless this service was stopped.
 
-        @param purpose: What the log says that this listener does.
+        @param purpose: What the listener does, for the log.
         """
         self._reactor = reactor
         self.spec = spec
@@ -134,9 +135,9 @@ class Listener(Service):
 
     def privilegedStartService(self) -> None:
         """
-        Listen: while C{twistd} has not shed its privileges, for a port below 1024.
+        Start to listen before C{twistd} gives up its privileges, which a port below 1024 needs.
 
-        @raise CannotListenError: The address can't be had.
+        @raise CannotListenError: It can't listen on the address.
         """
         with ExitStack() as undo:
             self._selector = undo.enter_context(selectors.DefaultSelector())
@@ -157,9 +158,9 @@ class Listener(Service):
 
     def startService(self) -> None:
         """
-        Listen, if we don't yet: C{twist} never calls L{privilegedStartService}.
+        Start to listen, unless that is done: C{twist} never calls L{privilegedStartService}.
 
-        @raise CannotListenError: The address can't be had.
+        @raise CannotListenError: It can't listen on the address.
         """
         if self._socket is None:
             self.privilegedStartService()
@@ -168,8 +169,8 @@ class Listener(Service):
 
     def stopService(self) -> None:
         """
-        Stop listening. Connections that were accepted go on; so do those that wait to be accepted:
-        what they have sent has reached this machine.
+        Stop listening. The accepted connections continue. The backlog is accepted and continues as
+        well: what these clients have sent has already reached this machine.
         """
         super().stopService()
         listening = self._socket
@@ -184,16 +185,16 @@ class Listener(Service):
                 call.cancel()
         self.spec.binding.unbind()
         if not self._isSameSocket(listening):
-            # What has that number now is not ours to close.
+            # Another file has this number now. It is not ours to close.
             listening.detach()
             return
-        # The kernel lets one more wait than it was told.
+        # The kernel's queue holds one connection more than the backlog.
         self._acceptBacklog(listening, BACKLOG + 1)
 
     def _acceptBacklog(self, listening: socket.socket, most: int) -> None:
         """
-        Accept those who have waited at the end, and listen no more. If there are too many of them
-        for the file descriptors, some wait until others have left.
+        Accept the connections in the backlog, and then close the socket. If there are not enough
+        file descriptors, the rest of the backlog waits until other connections end.
         """
         for number in range(most):
             try:
@@ -211,15 +212,15 @@ class Listener(Service):
 
     def isListening(self) -> bool:
         """
-        Does the kernel take connections for us? The number of a socket that was closed may be that
-        of another one by now, and a socket that was shut down is still open.
+        Return whether the kernel takes connections for us. If the socket was closed, its number may
+        belong to another file by now. If it was shut down, it is still open.
         """
         if self._socket is None or not self._isSameSocket(self._socket):
             return False
         try:
             listens = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         except OSError:
-            # It has just been replaced.
+            # The socket has just been replaced.
             return False
         return bool(listens) and self.spec.binding.isBound()
 
@@ -244,26 +245,27 @@ class Listener(Service):
 
     def fileno(self) -> int:
         """
-        The selector's; -1 after the end.
+        Return the file descriptor of the selector; -1 after the end.
         """
         return -1 if self._socket is None else self._selector.fileno()
 
     def logPrefix(self) -> str:
         """
-        The name of this listener.
+        Return the name of this listener.
         """
         return str(self.name)
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        The reactor can't watch the selector any more.
+        The poller can't watch the selector any more.
         """
         self._die(OSError(reason.getErrorMessage()))
 
     def doRead(self) -> None:
         """
-        Accept who is waiting: one, and as many as there are when we are asked again at once. To ask
-        the kernel for a second one that is not there costs a tenth of a connection.
+        Accept one connection. If this is called a second time in the same turn, accept all that
+        wait. To ask the kernel in vain for another connection costs a tenth of what a connection
+        costs.
         """
         assert self._socket is not None
         isBurst, self._lastTurn = self._lastTurn == self._poller.turn, self._poller.turn
@@ -291,12 +293,13 @@ class Listener(Service):
                 if not isBurst:
                     return
         if failed:
-            # So many in a row, and there is no end of them: that is no trouble of one connection.
+            # accept(2) fails again and again, so the fault is not in a single connection.
             self._backOff(failed)
 
     def _backOff(self, trouble: OSError) -> None:
         """
-        accept(2) can't, and would not let us sleep: leave it alone for a while.
+        accept(2) fails, and the socket stays readable, so the process could not sleep: pause
+        accepting.
         """
         if not self._refusals:
             _log.warn(
@@ -324,7 +327,7 @@ class Listener(Service):
 
     def _serve(self, accepted: socket.socket, name: Any) -> None:
         """
-        Serve a connection. If that fails, it fails alone.
+        Serve a connection. If that fails, only this connection fails.
         """
         try:
             record = ConnectionRecord(str(self.name), fromSockaddr(name))

@@ -1,8 +1,9 @@
 """
-The PROXY protocol: who the client is, said by the balancer in front of us before the first byte.
+The PROXY protocol: the balancer in front of us names the client before the first byte.
 
-Written here rather than taken from a library: that it may be cut at any byte, how long it may be,
-and that nothing in it may raise has to be done here anyway, and what remains is two short formats.
+It is written here, not taken from a library. A header may be cut at any byte, its length must be
+limited, and nothing in it may raise an exception. That would have to be done here anyway, and the
+rest is two short formats.
 """
 
 import socket
@@ -28,17 +29,17 @@ How long a balancer may take for the header, in seconds.
 
 MAX_LENGTH_V1 = 107
 """
-The longest header of version 1, in bytes: the specification's worst case.
+The longest header of version 1, in bytes, in the specification's worst case.
 """
 
 MAX_LENGTH_V2 = 4096
 """
-The most that a header of version 2 may announce, in bytes, addresses and TLVs together.
+The most bytes that a header of version 2 may announce, addresses and TLVs together.
 """
 
 _MAX_LENGTH = 16 + MAX_LENGTH_V2
 """
-More bytes than any header has that is accepted.
+The longest header that is accepted, in bytes.
 """
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -50,7 +51,7 @@ _FAMILIES: dict[int, str] = {0x11: "!4s4sHH", 0x21: "!16s16sHH", 0x31: "!108s108
 
 class BadHeader(Exception):
     """
-    What came is no PROXY header. Says why.
+    The bytes are no PROXY header. The message says why.
     """
 
 
@@ -59,12 +60,12 @@ class ProxyHeader:
     """
     A PROXY header.
 
-    @ivar length: How many bytes it has.
+    @ivar length: Its length, in bytes.
 
-    @ivar peer: The client, as the balancer sees it. None: the balancer speaks for itself (C{LOCAL},
-        a health check), or does not know (C{UNKNOWN}).
+    @ivar peer: The client's address, as the balancer sees it. None: the balancer speaks for itself
+        (C{LOCAL}, a health check), or does not know (C{UNKNOWN}).
 
-    @ivar host: What the client is connected to.
+    @ivar host: The address that the client is connected to.
     """
 
     length: int
@@ -74,13 +75,13 @@ class ProxyHeader:
 
 def parseHeader(data: bytes) -> ProxyHeader | None:
     """
-    Read a header, of version 1 or 2 ("The PROXY protocol", HAProxy's C{proxy-protocol.txt}).
+    Parse a header of version 1 or 2 ("The PROXY protocol", HAProxy's C{proxy-protocol.txt}).
 
-    @param data: What has come so far.
+    @param data: The bytes that have arrived so far.
 
-    @return: None as long as it is not complete.
+    @return: None as long as the header is not complete.
 
-    @raise BadHeader: It is none, and will be none.
+    @raise BadHeader: The bytes can't become a header.
     """
     if _SIGNATURE.startswith(data[:12]):
         return _parseV2(data)
@@ -112,7 +113,9 @@ def _parseV1(data: bytes) -> ProxyHeader | None:
 
 def _address(address: IPv4 | IPv6, port: int, version: int) -> IPv4Address | IPv6Address:
     """
-    @raise ValueError: It is not of that version of IP, or of one network interface alone.
+    Convert an address.
+
+    @raise ValueError: It is of another version of IP, or has a scope (a network interface).
     """
     if address.version != version:
         raise ValueError
@@ -160,8 +163,8 @@ def _parseV2(data: bytes) -> ProxyHeader | None:
 
 class ProxyStage(Stage):
     """
-    Reads the header. It leaves in the kernel what comes after it: that is for whoever has the
-    connection next, be it TLS.
+    Reads the header. The bytes after it stay in the kernel, for whatever reads the connection next,
+    such as TLS.
     """
 
     timeout = HEADER_TIMEOUT
@@ -174,9 +177,11 @@ class ProxyStage(Stage):
         done: Callable[[Transport], None],
     ) -> None:
         """
-        @param trusted: Who may send a header. The peers of a UNIX socket may.
+        @param transport: The connection.
 
-        @param done: Is called with the transport when the client is known.
+        @param trusted: The networks that may send a header. The peers of a UNIX socket always may.
+
+        @param done: Called with the transport when the header is complete.
         """
         super().__init__(transport)
         self._trusted = trusted
@@ -186,13 +191,13 @@ class ProxyStage(Stage):
     @property
     def hasReceived(self) -> bool:  # type: ignore[override]
         """
-        Has anything come of a header?
+        Whether a part of a header has arrived.
         """
         return bool(self._buffer)
 
     def begin(self) -> None:
         """
-        Wait for the header, if this peer may send one.
+        Wait for the header. Refuse a peer that is not trusted.
         """
         super().begin()
         if not self._trusts(self.transport.getPeer()):
@@ -206,11 +211,11 @@ class ProxyStage(Stage):
 
     def doRead(self) -> Exception | None:
         """
-        Read the header, cut anywhere, and nothing else.
+        Read the header, cut anywhere, and no byte after it.
         """
         receive = self.transport.socket.recv
         try:
-            # As long as the header is not complete all that is there belongs to it.
+            # As long as the header is not complete, all bytes that have arrived belong to it.
             data = receive(_MAX_LENGTH, socket.MSG_PEEK)
             if not data:
                 return CONNECTION_DONE
@@ -234,13 +239,14 @@ class ProxyStage(Stage):
 
     def late(self) -> None:
         """
-        The header has not come in time.
+        The header has timed out.
         """
         self._refuse(f"no header within {self.timeout:g} s")
 
     def ended(self) -> None:
         """
-        The connection ended before the header did. If nothing had come it was a health check.
+        The connection has ended before the header was complete. If no byte has arrived, it was a
+        health check, and there is no warning.
         """
         super().ended()
         if self.hasReceived and self.transport.record.reason is None:

@@ -25,8 +25,8 @@ _log = Logger(namespace="kvserver.route.Route")
 
 class Route:
     """
-    The way of the connections of one listener: a PROXY header, the limits, the handshake of TLS,
-    the protocol. The limits come as soon as the client is known.
+    The stages of the connections of one listener: the PROXY header, the limits, the TLS handshake,
+    the protocol. The limits apply as soon as the client is known.
     """
 
     def __init__(
@@ -38,16 +38,17 @@ class Route:
         certificates: Certificates | None = None,
     ) -> None:
         """
-        @param factory: Builds a protocol for each connection. It is told when a listener begins and
-            ceases to listen.
+        @param factory: Builds a protocol for each connection. The listener tells it when it starts
+            and stops.
 
-        @param connections: Knows all connections.
+        @param connections: The registry of connections.
 
-        @param poller: Watches them.
+        @param poller: Watches the connections.
 
-        @param trusted: Who may send a PROXY header. None: there is none to be sent.
+        @param trusted: The networks that may send a PROXY header. None: connections begin without
+            one.
 
-        @param certificates: What TLS shows. None: there is no TLS.
+        @param certificates: The certificates for TLS. None: there is no TLS.
         """
         self.factory = factory
         self._connections = connections
@@ -57,11 +58,11 @@ class Route:
 
     def enter(self, accepted: socket.socket, record: ConnectionRecord) -> None:
         """
-        Take a connection on its way. If that fails, it fails alone.
+        Start a connection on its route. If that fails, only this connection fails.
 
-        @param accepted: Its socket. It must not block.
+        @param accepted: The socket. It must be non-blocking.
 
-        @param record: Takes what becomes known of it.
+        @param record: The record of the connection, which is completed on the way.
         """
         connections = self._connections
         kind = Transport if self._certificates is None else TLSTransport

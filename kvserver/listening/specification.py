@@ -1,5 +1,5 @@
 """
-What a connection comes by: where it is listened for, and what it passes before its protocol.
+Specifies a listener: what it listens on, and what a connection passes before its protocol.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,14 @@ from kvserver.listening.endpoints import parseEndpoint
 @dataclass(frozen=True)
 class ListenerSpec:
     """
-    One way to come.
+    The specification of one listener.
 
-    @ivar name: What it is called in the log: its description.
+    @ivar name: Its name in the log: its description.
 
-    @ivar layers: C{proxy}, C{tls}: what a connection passes, in the order of the wire.
+    @ivar layers: C{proxy}, C{tls}: what a connection passes before its protocol, in the order on
+        the wire.
 
-    @ivar binding: Where it is listened for.
+    @ivar binding: What it listens on.
     """
 
     name: str
@@ -30,9 +31,9 @@ _LAYERS = ((), ("proxy",), ("tls",), ("proxy", "tls"))
 
 def parseDescription(description: str) -> ListenerSpec:
     """
-    What a description says: the layers, and then an endpoint, as in C{proxy:tls:tcp:4444}.
+    Parse a description: the layers, then an endpoint, as in C{proxy:tls:tcp:4444}.
 
-    @raise ValueError: It says nothing that can be listened on. Says why.
+    @raise ValueError: The description is wrong. The message says why.
     """
     layers: list[str] = []
     endpoint = description

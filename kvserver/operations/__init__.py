@@ -1,3 +1,3 @@
 """
-What operators see: the access log, metrics, health, and what the service manager hears.
+What operators see: the access log, metrics, health, and the notifications to the service manager.
 """

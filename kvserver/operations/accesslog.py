@@ -1,5 +1,5 @@
 """
-One record a connection, as a line of JSON (RFC 8259).
+One record per connection, as a line of JSON (RFC 8259).
 """
 
 import errno
@@ -23,7 +23,7 @@ _log = Logger(namespace="kvserver.accesslog")
 
 def formatRecord(record: ConnectionRecord, now: float) -> str:
     """
-    What is said of a connection that has ended.
+    Format the record of a connection that has ended.
 
     @param now: The time, in seconds since the epoch.
     """
@@ -47,40 +47,42 @@ def formatRecord(record: ConnectionRecord, now: float) -> str:
 
 class AccessLogStream(Service):
     """
-    Writes to the log of the daemon.
+    An access log that goes to the daemon's log.
     """
 
     def __init__(self, time: Callable[[], float]) -> None:
         """
-        @param time: The time, in seconds since the epoch.
+        @param time: Returns the time, in seconds since the epoch.
         """
         self._time = time
 
     def report(self, record: ConnectionRecord) -> None:
         """
-        A connection has ended.
+        Write the record of a connection that has ended.
         """
         _log.info("{record}", record=formatRecord(record, self._time()))
 
     def reopen(self) -> None:
         """
-        The log is not ours to open.
+        Do nothing: the daemon's log is not ours to reopen.
         """
 
 
 class AccessLogFile(Service):
     """
-    Writes to a file, and never waits for it: a record that can't be written is lost, and that is
-    logged, at most once a minute, with a count.
+    An access log that goes to a file. It never waits for the file: if a record can't be written, it
+    is lost. That is logged at most once a minute, with a count.
     """
 
     def __init__(self, path: str, time: Callable[[], float], reactor: Any) -> None:
         """
-        @param time: The time, in seconds since the epoch.
+        @param path: The path of the file.
+
+        @param time: Returns the time, in seconds since the epoch.
 
         @param reactor: Provides C{IReactorTime}.
         """
-        # Later another folder may be the working directory.
+        # The working directory may change before the file is opened.
         self._path = os.path.abspath(path) if path else path
         self._time = time
         self._throttle = LogThrottle(reactor)
@@ -90,7 +92,7 @@ class AccessLogFile(Service):
         """
         Open the file, as the user that C{twistd --uid} has switched to.
 
-        @raise CannotStart: The file can't be written. Says why.
+        @raise CannotStart: The file can't be written. The message says why.
         """
         try:
             self._file = self._open()
@@ -111,7 +113,7 @@ class AccessLogFile(Service):
             os.close(opened)
 
     def _open(self) -> int:
-        # Without O_NONBLOCK, a FIFO that nobody reads would hang the daemon.
+        # Without O_NONBLOCK, the daemon would hang on a FIFO that nobody reads.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         opened = os.open(self._path, flags, 0o640)
         self._endsInPartialLine = self._hasPartialLine()
@@ -119,7 +121,7 @@ class AccessLogFile(Service):
 
     def _hasPartialLine(self) -> bool:
         """
-        Does the file end in the middle of a line, for which there was no room?
+        Return whether the file ends in the middle of a line, because the disk was full.
         """
         try:
             if not os.path.isfile(self._path):
@@ -133,8 +135,8 @@ class AccessLogFile(Service):
 
     def reopen(self) -> None:
         """
-        Write to the file that has the path now: a rotation has given the old one another. If it
-        can't be opened the old one is kept.
+        Open the file at the path again, since a log rotation has renamed the old one. If that
+        fails, the old file stays in use.
         """
         try:
             self._openAgain()
@@ -154,7 +156,7 @@ class AccessLogFile(Service):
 
     def report(self, record: ConnectionRecord) -> None:
         """
-        A connection has ended.
+        Write the record of a connection that has ended.
         """
         try:
             self._write(formatRecord(record, self._time()).encode() + b"\n")
@@ -167,13 +169,15 @@ class AccessLogFile(Service):
 
     def _write(self, data: bytes) -> None:
         """
-        @raise OSError: It can't be written.
+        Append to the file.
+
+        @raise OSError: The data can't be written, or only a part of it.
         """
         if not os.fstat(self._file).st_nlink:
-            # Somebody has removed it; what is written there nobody will read.
+            # The file has been removed: nobody will read what is written to it.
             self._openAgain()
         if self._endsInPartialLine:
-            # The line that did not find room ends here.
+            # End the partial line, so that this record has a line of its own.
             data = b"\n" + data
         self._endsInPartialLine = os.write(self._file, data) < len(data)
         if self._endsInPartialLine:

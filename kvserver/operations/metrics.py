@@ -22,7 +22,7 @@ from kvserver.connections.registry import Connections
 
 class Collector:
     """
-    Sums up, when it is asked, what the connections count anyway.
+    Collects the metrics on each scrape, from counts that the daemon keeps anyway.
     """
 
     def __init__(
@@ -32,10 +32,12 @@ class Collector:
         expiry: Callable[[], float | None],
     ) -> None:
         """
-        @param restarts: How often each listener has been restarted, by its name.
+        @param connections: The connections to count.
 
-        @param expiry: When the validity of the certificate for TLS ends, in seconds since the
-            epoch; None: there is no TLS.
+        @param restarts: Returns how often each listener has been restarted, by its name.
+
+        @param expiry: Returns when the certificate for TLS expires, in seconds since the epoch.
+            None: there is no TLS.
         """
         self._connections = connections
         self._restarts = restarts
@@ -43,7 +45,7 @@ class Collector:
 
     def collect(self) -> Iterator[Any]:
         """
-        See C{prometheus_client.registry.Collector}.
+        Yield each metric. The C{prometheus_client} registry calls this on each scrape.
         """
         connections, counters = self._connections, self._connections.counters
         yield GaugeMetricFamily("kvserver_connections", "Connections now.", len(connections))

@@ -1,5 +1,5 @@
 """
-What the service manager hears of us: the protocol of sd_notify(3).
+Notifications to the service manager, in the protocol of sd_notify(3).
 """
 
 import errno
@@ -21,34 +21,34 @@ _log = Logger(namespace="kvserver.notify.Notifier")
 
 STATUS_INTERVAL = 5.0
 """
-How often the status is said anew at most, in seconds.
+The shortest interval between two status messages, in seconds.
 """
 
 RETRY = 0.1
 """
-After how long a manager that is busy is told again, in seconds.
+How long to wait before a busy manager is notified again, in seconds.
 """
 
 STOP_MARGIN = 5.0
 """
-How long the process may take to end when it has drained, in seconds.
+How long the process may take to end after the drain, in seconds.
 """
 
 _BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
 """
-sendto(2): not now.
+Errors of sendto(2) that mean: not now.
 """
 
 
 @dataclass(frozen=True)
 class NotifySocket:
     """
-    The socket of the service manager that has started us.
+    The socket of the service manager that has started this process.
 
     @ivar address: An absolute path, or C{@} and the name of an abstract socket.
 
-    @ivar watchdog: The longest interval between two keep-alive messages, in seconds; 0: none are
-        expected.
+    @ivar watchdog: The longest interval between two keep-alive messages that the manager allows, in
+        seconds. 0: it expects no such messages.
     """
 
     address: str
@@ -57,9 +57,11 @@ class NotifySocket:
     @classmethod
     def fromEnvironment(cls, environment: Mapping[str, str]) -> "NotifySocket | None":
         """
-        Read what sd_notify(3) and sd_watchdog_enabled(3) define.
+        Read the variables that sd_notify(3) and sd_watchdog_enabled(3) define.
 
-        @raise ValueError: A variable has a value that can't be used. Says which, and why.
+        @return: None if there is no service manager to notify.
+
+        @raise ValueError: A variable can't be used. The message says which one and why.
         """
         address = environment.get("NOTIFY_SOCKET")
         watchdog = environment.get("WATCHDOG_USEC")
@@ -82,7 +84,7 @@ class NotifySocket:
 
 def forgetEnvironment(environment: MutableMapping[str, str]) -> None:
     """
-    Take the variables of sd_notify(3) away: child processes must not speak for this one.
+    Remove the variables of sd_notify(3): child processes must not send notifications for this one.
     """
     for name in "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID":
         environment.pop(name, None)
@@ -90,7 +92,7 @@ def forgetEnvironment(environment: MutableMapping[str, str]) -> None:
 
 class Notifier(Service):
     """
-    The last child: it says READY when all the others are, and STOPPING before they stop.
+    The last child. It sends READY when all other children are ready, and STOPPING before they stop.
     """
 
     def __init__(
@@ -104,13 +106,13 @@ class Notifier(Service):
         """
         @param reactor: Provides C{IReactorCore} and C{IReactorTime}.
 
-        @param manager: Whom to tell. None: nobody.
+        @param manager: The socket of the service manager. None: there is no manager to notify.
 
-        @param status: What we are doing, in words.
+        @param status: Returns the status, in words.
 
-        @param isHealthy: While it is false, no keep-alive message is sent.
+        @param isHealthy: While this returns false, no keep-alive message is sent.
 
-        @param drain: How long the others may take to stop, in seconds.
+        @param drain: How long the other children may take to stop, in seconds.
         """
         self._reactor = reactor
         self._manager = manager
@@ -129,11 +131,12 @@ class Notifier(Service):
 
     def startService(self) -> None:
         """
-        Say READY as soon as the reactor runs.
+        Send READY as soon as the reactor runs.
         """
         super().startService()
         if self._manager is not None:
-            # One for all that is to be said: there may be no file descriptor for another.
+            # All messages share this socket: later, there may be no file descriptor for another
+            # one.
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
             self._reactor.callWhenRunning(self._begin)
@@ -148,26 +151,26 @@ class Notifier(Service):
 
     def stopService(self) -> None:
         """
-        Say STOPPING, and that it may take a while.
+        Send STOPPING, and ask for as much time as the drain may take.
         """
         super().stopService()
         for loop, _ in self._loops:
             if loop.running:
                 loop.stop()
-        # It counts only beyond the time-out that the manager has of its own.
+        # The manager's own time-out still holds if it is longer.
         extension = int((self._drain + STOP_MARGIN) * 1_000_000)
         self._tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={extension}")
 
     def ready(self) -> None:
         """
-        We are ready, for the first time or again.
+        Send READY, at the start or after a reload.
         """
         if self.running:
             self._tell("READY=1")
 
     def reloading(self) -> None:
         """
-        We are not quite ready, until we are again.
+        Send RELOADING: not ready again before the next READY.
         """
         if self.running:
             self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -179,13 +182,13 @@ class Notifier(Service):
             self._tell(f"STATUS={status}")
 
     def _tellWatchdog(self) -> None:
-        # Said late, it might be true no more.
+        # A delayed message might no longer be true when it arrives.
         if self._isHealthy() and not self._unsent:
             self._tell("WATCHDOG=1")
 
     def _tell(self, *assignments: str) -> None:
         """
-        Tell the manager, now or as soon as it listens.
+        Send a message, now or as soon as the manager can take it.
         """
         if self._manager is None:
             return
@@ -202,7 +205,7 @@ class Notifier(Service):
                 self._socket.sendto(self._unsent[0], name)
             except OSError as error:
                 if error.errno in _BUSY:
-                    # Nobody who is connected is to wait until the manager has time.
+                    # Clients must not wait for the manager, so this never blocks.
                     self._reactor.callLater(RETRY, self._send, manager)
                     return
                 self._throttle(address, partial(self._complain, address, error))

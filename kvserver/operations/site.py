@@ -1,5 +1,5 @@
 """
-What others can see of us over HTTP: metrics, and whether we are well.
+The operations site: metrics and health over HTTP.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,13 @@ LIMITS = Limits(
     drainTimeout=1,
 )
 """
-The limits of the site's own connections: they must not take the file descriptors of what is served.
+The limits on the site's own connections. They must not use up the file descriptors that the served
+protocol needs.
 """
 
 MAX_BODY_SIZE = 64 * 1024
 """
-The most bytes that the body of a request may have. Nothing reads it.
+The longest body of a request that is accepted, in bytes. Nothing reads the body.
 """
 
 TEXT = "text/plain; charset=utf-8"
@@ -38,12 +39,12 @@ TEXT = "text/plain; charset=utf-8"
 
 class Page(Resource):
     """
-    One page, rendered when somebody asks for it, for GET and HEAD.
+    One page, rendered for each GET or HEAD request.
     """
 
     def __init__(self, make: Callable[[Request], bytes], kind: str) -> None:
         """
-        @param make: Makes the page.
+        @param make: Renders the page.
 
         @param kind: The content type.
         """
@@ -53,7 +54,7 @@ class Page(Resource):
 
     def render(self, request: Request) -> bytes:
         """
-        Render for GET and HEAD, 405 otherwise.
+        Render the page for GET and HEAD; answer 405 to other methods.
         """
         if request.method not in (b"GET", b"HEAD"):
             request.setResponseCode(405)
@@ -66,7 +67,7 @@ class Page(Resource):
 
     def getChild(self, path: bytes, request: Request) -> "Page":
         """
-        All other pages are missing.
+        Answer 404 for every page below this one.
         """
         return Page(_missing, TEXT)
 
@@ -78,14 +79,14 @@ def _missing(request: Request) -> bytes:
 
 class BriefRequest(Request):
     """
-    A request whose body nobody needs, and the last one of its connection.
+    A request whose body is dropped, and which is the last one of its connection.
     """
 
     _bodySize = 0
 
     def gotLength(self, length: int | None) -> None:
         """
-        The head has come.
+        The headers are complete: close the connection after this request.
         """
         super().gotLength(length)
         self.channel.persistent = False
@@ -93,7 +94,8 @@ class BriefRequest(Request):
 
     def handleContentChunk(self, data: bytes) -> None:
         """
-        Drop a part of the body. Without an end, it would keep one of the L{LIMITS} for ever.
+        Drop a part of the body. If the body is too long, reset the connection: an endless body
+        would hold one of the few connections in L{LIMITS} forever.
         """
         self._bodySize += len(data)
         if self._bodySize > MAX_BODY_SIZE:
@@ -102,7 +104,7 @@ class BriefRequest(Request):
 
 class QuietSite(Site):
     """
-    A site that does not log requests: it is asked all the time.
+    A site that does not log its requests: monitoring sends them all the time.
     """
 
     noisy = False
@@ -115,11 +117,13 @@ class QuietSite(Site):
 
 def site(reactor: Any, collector: Collector, notReadyReason: Callable[[], str | None]) -> Any:
     """
-    C{/metrics}, C{/healthz} and C{/readyz}.
+    Build the operations site: C{/metrics}, C{/healthz} and C{/readyz}.
 
     @param reactor: Provides C{IReactorTime}.
 
-    @param notReadyReason: Why we are not ready; None: we are.
+    @param collector: Collects the metrics.
+
+    @param notReadyReason: Returns why the daemon is not ready. None: it is ready.
 
     @return: A factory.
     """

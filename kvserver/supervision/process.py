@@ -1,5 +1,5 @@
 """
-How the process ends, and by which clock it goes.
+How the process ends after a failure, and which clock it uses.
 """
 
 import atexit
@@ -16,8 +16,8 @@ def exitWithFailure(reactor: Any) -> None:
     """
     Stop in good order, and then end the process with status 1.
 
-    Twisted has no public way to say with which status C{twistd} or C{twist} are to end, so this
-    waits until they have ended all else: the log, the pid file.
+    Twisted has no public way to set the exit status of C{twistd} or C{twist}. So this waits until
+    they have finished everything else, such as the log and the pid file.
 
     @param reactor: Provides C{IReactorCore}.
     """
@@ -28,18 +28,18 @@ def exitWithFailure(reactor: Any) -> None:
         os._exit(1)
 
     atexit.register(end)
-    # A signal may have stopped it already.
+    # A signal may have stopped the reactor already.
     with suppress(ReactorNotRunning):
         reactor.stop()
 
 
 def useMonotonicClock(reactor: Any) -> None:
     """
-    Let a reactor go by the monotonic clock. Twisted's goes by that of the wall: when that is set
-    forward, time-outs would come at once, and when it is set back, no timer would come for as long.
+    Make a reactor use the monotonic clock. Twisted's own choice is the wall clock. If that is set
+    forward, time-outs fire at once; if it is set back, every timer fires late by as much.
 
-    @param reactor: Provides C{IReactorTime}. If it has calls to make already it is left alone,
-        since they have been timed by the other clock.
+    @param reactor: Provides C{IReactorTime}. A reactor that already has delayed calls is left
+        alone, since their times come from the other clock.
     """
     if not reactor.getDelayedCalls():
         reactor.seconds = time.monotonic

@@ -1,5 +1,5 @@
 """
-What HUP does, and a second TERM or INT.
+What SIGHUP does, and what a second SIGTERM or SIGINT does.
 """
 
 import signal
@@ -20,13 +20,13 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 @dataclass(frozen=True)
 class Reload:
     """
-    What HUP does.
+    The steps of a reload, which HUP starts.
 
     @ivar before: Called first.
 
-    @ivar steps: Called in order; one that fails does not keep the rest from it.
+    @ivar steps: Called in order. If one fails, the rest are still called.
 
-    @ivar after: Called last, however the steps went.
+    @ivar after: Called last, even if a step has failed.
     """
 
     before: Callable[[], None]
@@ -35,7 +35,7 @@ class Reload:
 
     def __call__(self) -> None:
         """
-        Reload.
+        Call all steps.
         """
         for step in (self.before, *self.steps, self.after):
             try:
@@ -48,17 +48,18 @@ class Signals(Service):
     """
     Started after every service that a signal acts on, and stopped before them.
 
-    The first TERM or INT is the reactor's: it stops the services. A second one aborts the drain.
+    The reactor itself handles the first TERM or INT: it stops the services. A second one aborts the
+    drain.
     """
 
     def __init__(
         self, reactor: Any, abortDrain: Callable[[], None], reload: Callable[[], None]
     ) -> None:
         """
-        @param reactor: Provides C{IReactorCore} and C{IReactorFromThreads}: a signal may come at
-            any moment, also in the middle of something.
+        @param reactor: Provides C{IReactorCore} and C{IReactorFromThreads}: a signal may arrive at
+            any moment, even in the middle of other code.
 
-        @param abortDrain: Is called on a second TERM or INT.
+        @param abortDrain: Called on a second TERM or INT.
 
         @param reload: Called on HUP.
         """
@@ -68,16 +69,16 @@ class Signals(Service):
 
     def startService(self) -> None:
         """
-        From now on HUP does not end the process.
+        Handle signals: from now on, HUP does not end the process.
         """
         super().startService()
         signal.signal(signal.SIGHUP, self._hangUp)
-        # By then the reactor has set its own handlers.
+        # By then the reactor has installed its own handlers, which are wrapped.
         self._reactor.callWhenRunning(self._wrapReactorHandlers)
 
     def stopService(self) -> None:
         """
-        From now on TERM and INT end it at once.
+        From now on, every TERM or INT aborts the drain.
         """
         super().stopService()
         self._installSecondSignal()
@@ -94,7 +95,7 @@ class Signals(Service):
         number: int,
         frame: FrameType | None,
     ) -> None:
-        # The next one may come before the reactor has even begun to stop.
+        # The next signal may arrive before the reactor has even begun to stop.
         self._installSecondSignal()
         handler(number, frame)
 

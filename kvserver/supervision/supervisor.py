@@ -1,5 +1,5 @@
 """
-Starts the children in order, restarts the one that dies, and stops them one by one in reverse.
+Starts the children in order, restarts a child that dies, and stops them one by one in reverse.
 """
 
 from collections import Counter, deque
@@ -17,18 +17,19 @@ _log = Logger(namespace="kvserver.supervisor.Supervisor")
 
 class CannotStart(SystemExit, Exception):
     """
-    A child could not start, and so the daemon can't: one line, and exit status 1.
+    A child can't start, so the daemon can't start either. It prints one line and exits with status
+    1.
 
-    Both bases are needed. As an C{Exception}, C{twistd} cleans up after it: it removes the pid file
-    and tells the shell that waits for a daemon to start. As a C{SystemExit} it then ends the
-    process with its line and without a traceback.
+    Both bases are needed. For an C{Exception}, C{twistd} cleans up: it removes the pid file and
+    tells the shell that waits for the daemon to start. A C{SystemExit} then ends the process with
+    its one line and without a traceback.
     """
 
 
 class RestartIntensity:
     """
-    How many restarts there may be in how much time, as in OTP: the faults of a bad moment are
-    repaired, a fault that each repair runs into again is not.
+    How many restarts are allowed in a period, as in OTP. Occasional faults are repaired by
+    restarts; a fault that returns after every restart is not.
     """
 
     def __init__(
@@ -37,9 +38,9 @@ class RestartIntensity:
         """
         @param seconds: The clock, as C{IReactorTime.seconds}.
 
-        @param restarts: The most restarts there may be in the period.
+        @param restarts: The most restarts that are allowed in the period.
 
-        @param period: In seconds.
+        @param period: The period, in seconds.
         """
         self.restarts = restarts
         self.period = period
@@ -50,7 +51,7 @@ class RestartIntensity:
         """
         Count one restart, now.
 
-        @return: Was it one of those that there may be?
+        @return: Whether this restart is allowed.
         """
         now = self._seconds()
         self._times.append(now)
@@ -61,28 +62,28 @@ class RestartIntensity:
 
 Died = Callable[[Exception], None]
 """
-What a child calls when it has died, with the reason.
+A child calls this when it has died, with the reason.
 """
 
 
 Restart = Literal["permanent", "temporary"]
 """
-OTP's restart types, without C{transient}: no child here may end normally before the daemon.
+OTP's restart types, without C{transient}: here, no child may end normally before the daemon does.
 """
 
 
 @dataclass(frozen=True)
 class ChildSpec:
     """
-    What a supervisor needs to know of a child. A service that failed can't always be started again,
-    so, as in OTP, it is the specification that is kept, and a new child is built from it.
+    What a supervisor needs to know about a child. A service that has failed can't always be started
+    again. So, as in OTP, the supervisor keeps the specification, and builds a new child from it.
 
     @ivar name: The name of the child.
 
-    @ivar build: Builds the child, which calls what it is given when it has died.
+    @ivar build: Builds the child. It takes a callable, which the child calls when it has died.
 
-    @ivar restart: A child that dies is restarted if it is C{"permanent"}, and forgotten if it is
-        C{"temporary"}.
+    @ivar restart: A C{"permanent"} child is restarted when it dies. A C{"temporary"} one is
+        forgotten.
     """
 
     name: str
@@ -92,11 +93,11 @@ class ChildSpec:
 
 class Supervisor(MultiService):
     """
-    The root of the service tree; one_for_one, in OTP's terms: only the child that died is
+    The root of the service tree. It is one_for_one, in OTP's terms: only the child that died is
     restarted.
 
-    L{MultiService} starts its children in order. It would stop them all together; here, as in OTP,
-    each is stopped when the one that was started after it has stopped.
+    L{MultiService} starts its children in order, but would stop all of them at the same time. Here,
+    as in OTP, they stop one by one in reverse order.
     """
 
     def __init__(
@@ -108,9 +109,9 @@ class Supervisor(MultiService):
         """
         @param specs: The children, in the order in which they start.
 
-        @param intensity: How many restarts there may be.
+        @param intensity: How many restarts are allowed.
 
-        @param giveUp: Is called when there would be more.
+        @param giveUp: Called when one more restart is not allowed.
 
         @ivar restarts: How often each child has been restarted, by its name.
         """
@@ -124,9 +125,9 @@ class Supervisor(MultiService):
 
     def privilegedStartService(self) -> None:
         """
-        Do what children need privileges for.
+        Let the children do what needs privileges, such as listening on a port below 1024.
 
-        @raise CannotStart: The address of a listener can't be had.
+        @raise CannotStart: A listener can't listen on its address.
         """
         try:
             super().privilegedStartService()
@@ -137,7 +138,7 @@ class Supervisor(MultiService):
         """
         Start the children in order.
 
-        @raise CannotStart: The address of a listener can't be had.
+        @raise CannotStart: A listener can't listen on its address.
         """
         try:
             super().startService()
@@ -146,8 +147,8 @@ class Supervisor(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """
-        Stop the children in reverse order, one after the other. One that fails to stop does not
-        keep the rest.
+        Stop the children one by one, in reverse order. If one fails to stop, the rest are still
+        stopped.
 
         @return: Fires when all have stopped.
         """
@@ -168,7 +169,7 @@ class Supervisor(MultiService):
         child = spec.build(lambda reason: self._died(spec, child, reason))
         child.setName(spec.name)
         child.setServiceParent(self)
-        # A child that is built again takes the place that it had.
+        # A new child takes the place of the one that died.
         self.services.sort(key=lambda child: self._order.index(child.name))
 
     def _died(self, spec: ChildSpec, child: Service, reason: Exception) -> None:
@@ -184,7 +185,7 @@ class Supervisor(MultiService):
             try:
                 self._add(spec)
             except Exception as error:
-                # As in OTP, a child that does not come up has died once more.
+                # As in OTP, a child that fails to start counts as one more that has died.
                 reason = error
                 if spec.name in self.namedServices:
                     self._remove(self.getServiceNamed(spec.name))
