@@ -137,6 +137,26 @@ class TCPBinding:
         """
 
 
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _unlink(path: str, identity: tuple[int, int]) -> None:
+    """
+    Remove a path, unless another file, or a link, has taken its place.
+
+    @raise OSError: The path can't be removed.
+    """
+    folder, name = os.path.split(path)
+    # Somebody may put another folder in the place of this one between lstat(2) and unlink(2).
+    descriptor = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        if _identity(os.lstat(name, dir_fd=descriptor)) == identity:
+            os.unlink(name, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @implementer(IBinding)
 class UNIXBinding:
     """
@@ -150,7 +170,7 @@ class UNIXBinding:
     def __init__(self, path: str, mode: int = 0o666) -> None:
         self.path = path
         self.mode = mode
-        self._inode: int | None = None
+        self._identity: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return self.path
@@ -166,7 +186,8 @@ class UNIXBinding:
     def listen(self) -> socket.socket:
         """
         Make a non-blocking socket that listens at the path. If a killed daemon has left the path
-        behind, it is taken over. If a living daemon listens there, it is not.
+        behind, it is taken over. If a living daemon listens there, or the path is a symbolic link,
+        it is not.
 
         @raise CannotListenError: It can't listen at the path.
         """
@@ -175,39 +196,63 @@ class UNIXBinding:
             with ExitStack() as undo:
                 listening = undo.enter_context(ListeningSocket(socket.AF_UNIX, socket.SOCK_STREAM))
                 setSocketOptions(listening)
-                listening.bind(self.path)
-                os.chmod(self.path, self.mode)
+                self._bind(listening)
                 listening.listen(BACKLOG)
                 undo.pop_all()
         except OSError as error:
             raise CannotListen(self.path, None, error) from error
-        self._inode = os.stat(self.path).st_ino
         return listening
+
+    def _bind(self, listening: socket.socket) -> None:
+        """
+        Bind the socket, so that the path has its mode from the first moment. A chmod(2) of the path
+        afterwards would follow a link that somebody has put in its place.
+        """
+        # bind(2) gives the path the mode of the socket, without the bits of the umask.
+        os.fchmod(listening.fileno(), self.mode)
+        umask = os.umask(0)
+        try:
+            listening.bind(self.path)
+        finally:
+            os.umask(umask)
+        self._identity = _identity(os.lstat(self.path))
 
     def isBound(self) -> bool:
         """
         Return whether the path still leads to our socket. Somebody may have removed or replaced it.
         """
         try:
-            return os.stat(self.path).st_ino == self._inode
+            # This follows a link, as clients do.
+            return _identity(os.stat(self.path)) == self._identity
         except OSError:
             return False
 
     def _removeStalePath(self) -> None:
-        if not os.path.exists(self.path) or not stat.S_ISSOCK(os.stat(self.path).st_mode):
+        """
+        Remove the path if it is a socket on which nobody listens.
+
+        @raise OSError: The path is a symbolic link. Its target is not ours.
+        """
+        try:
+            status = os.lstat(self.path)
+        except FileNotFoundError:
+            return
+        if stat.S_ISLNK(status.st_mode):
+            raise OSError(errno.EEXIST, "There is a symbolic link")
+        if not stat.S_ISSOCK(status.st_mode):
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             if probe.connect_ex(self.path) == errno.ECONNREFUSED:
-                os.unlink(self.path)
+                _unlink(self.path, _identity(status))
 
     def unbind(self) -> None:
         """
         Remove the path, unless somebody has replaced it.
         """
-        if self.isBound():
+        if self._identity is not None:
             with suppress(OSError):
-                os.unlink(self.path)
+                _unlink(self.path, self._identity)
 
 
 @implementer(IBinding)

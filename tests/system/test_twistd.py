@@ -237,6 +237,29 @@ class TestCannotStart:
         printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "4040")
         assert printed == "kvserver: unexpected argument '4040': kvserver takes options only\n"
 
+    def test_notAnEndpoint(self, tmp_path: Path) -> None:
+        """
+        An address that is no endpoint, with what to write for it.
+        """
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "--listen=127.0.0.1:4043")
+        assert printed == (
+            "kvserver: --listen: '127.0.0.1:4043': "
+            "not an endpoint: instead of '127.0.0.1:4043' write tcp:4043:interface=127.0.0.1\n"
+        )
+
+    def test_link(self, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+        """
+        A link in the place of a UNIX socket. What it leads to stays as it is.
+        """
+        folder = tmp_path_factory.mktemp("sockets")
+        target, link = folder / "secret", folder / "echo.sock"
+        target.touch(0o600)
+        link.symlink_to(target)
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", f"--listen=unix:{link}")
+        assert printed.count(f"Cannot listen on {link}: There is a symbolic link") == 1
+        assert link.is_symlink()
+        assert target.stat().st_mode & 0o777 == 0o600
+
     @pytest.mark.parametrize(
         "command",
         [(TWISTD, "-n"), (TWISTD, "--logfile=/dev/null"), (TWIST,)],

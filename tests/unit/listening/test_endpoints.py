@@ -6,7 +6,9 @@ import errno
 import os
 import socket
 import struct
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet import reactor
@@ -14,7 +16,13 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 from kvserver.connections.addresses import fromSockaddr
-from kvserver.listening.bindings import CannotListen, EndpointBinding, TCPBinding, UNIXBinding
+from kvserver.listening.bindings import (
+    CannotListen,
+    EndpointBinding,
+    ListeningSocket,
+    TCPBinding,
+    UNIXBinding,
+)
 from kvserver.listening.endpoints import parseEndpoint
 from kvserver.listening.inherited import InheritedBinding, passedNames
 from kvserver.listening.specification import parseDescription
@@ -195,6 +203,120 @@ def test_unixOfAnother(tmp_path: Path) -> None:
     with UNIXBinding(str(path)).listen():
         where.unbind()
         assert path.exists()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o777])
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_unixMode(tmp_path: Path, mode: int, umask: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The path has its mode from the first moment, whatever the umask is; that stays as it is.
+    """
+    path = str(tmp_path / "echo.sock")
+    seen: list[int] = []
+
+    class Seen(ListeningSocket):
+        def bind(self, address: Any) -> None:
+            super().bind(address)
+            seen.append(os.stat(path).st_mode & 0o7777)
+
+    monkeypatch.setattr("kvserver.listening.bindings.ListeningSocket", Seen)
+    before = os.umask(umask)
+    try:
+        UNIXBinding(path, mode).listen().close()
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert seen == [mode]
+
+
+def test_unixHostileMode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A link that somebody puts in the place of the path, as soon as it is there, gives nobody a right
+    to another file; it is not removed, either.
+    """
+    path, secret = tmp_path / "echo.sock", tmp_path / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+
+    class Hostile(ListeningSocket):
+        def bind(self, address: Any) -> None:
+            super().bind(address)
+            path.unlink()
+            path.symlink_to(secret)
+
+    monkeypatch.setattr("kvserver.listening.bindings.ListeningSocket", Hostile)
+    where = UNIXBinding(str(path), 0o666)
+    where.listen().close()
+    assert secret.stat().st_mode & 0o7777 == 0o600
+    where.unbind()
+    assert secret.read_text() == "secret"
+
+
+@pytest.mark.parametrize("target", ["stale", "living", "file", "nothing"])
+def test_unixLink(tmp_path: Path, target: str) -> None:
+    """
+    A link is not followed, wherever it leads, and not removed.
+    """
+    path, other = tmp_path / "echo.sock", tmp_path / "other"
+    with ExitStack() as stack:
+        if target == "file":
+            other.write_text("precious")
+        elif target != "nothing":
+            listening = stack.enter_context(UNIXBinding(str(other)).listen())
+            if target == "stale":
+                listening.close()
+        path.symlink_to(other)
+        with pytest.raises(CannotListen) as caught:
+            UNIXBinding(str(path)).listen()
+        assert str(caught.value) == f"Cannot listen on {path}: There is a symbolic link"
+        assert path.is_symlink()
+        assert other.exists() == (target != "nothing")
+
+
+@pytest.mark.parametrize("follower", ["living", "file", "link"])
+def test_unixReplaced(tmp_path: Path, follower: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What somebody puts in the place of a stale path, just before it is removed, stays.
+    """
+    path, other = tmp_path / "echo.sock", tmp_path / "other"
+    UNIXBinding(str(path)).listen().close()
+    with ExitStack() as stack:
+        living = UNIXBinding(str(other))
+        stack.enter_context(living.listen())
+
+        class Probe(socket.socket):
+            def connect_ex(self, address: Any) -> int:
+                answer = super().connect_ex(address)
+                path.rename(tmp_path / "stale")
+                if follower == "living":
+                    other.rename(path)
+                elif follower == "file":
+                    path.write_text("precious")
+                else:
+                    path.symlink_to(tmp_path / "stale")
+                return answer
+
+        monkeypatch.setattr("kvserver.listening.bindings.socket.socket", Probe)
+        with pytest.raises(CannotListen):
+            UNIXBinding(str(path)).listen()
+    assert path.is_symlink() if follower == "link" else path.exists()
+
+
+def test_unixLinkedByNow(tmp_path: Path) -> None:
+    """
+    Moved, and reached by a link, it is still ours to listen on: clients follow links. The link is
+    not ours to remove.
+    """
+    path, moved = tmp_path / "echo.sock", tmp_path / "moved"
+    where = UNIXBinding(str(path))
+    with where.listen():
+        path.rename(moved)
+        assert not where.isBound()
+        path.symlink_to(moved)
+        assert where.isBound()
+        where.unbind()
+        assert path.is_symlink()
+        assert moved.exists()
 
 
 # Sockets from systemd.
