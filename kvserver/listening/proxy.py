@@ -48,6 +48,12 @@ _V1 = b"PROXY "
 
 _FAMILIES: dict[int, str] = {0x11: "!4s4sHH", 0x21: "!16s16sHH", 0x31: "!108s108s"}
 
+_WITHOUT_ADDRESS = (0x00, 0x12, 0x22, 0x32)
+"""
+The families of version 2 without addresses of a stream: C{UNSPEC}, and those of datagrams.
+According to the specification the connection may be served under the balancer's own address.
+"""
+
 
 class BadHeader(Exception):
     """
@@ -63,7 +69,7 @@ class ProxyHeader:
     @ivar length: Its length, in bytes.
 
     @ivar peer: The client's address, as the balancer sees it. None: the balancer speaks for itself
-        (C{LOCAL}, a health check), or does not know (C{UNKNOWN}).
+        (C{LOCAL}, a health check), does not know (C{UNKNOWN}), or names no address of a stream.
 
     @ivar host: The address that the client is connected to.
     """
@@ -143,7 +149,7 @@ def _parseV2(data: bytes) -> ProxyHeader | None:
         raise BadHeader(f"version 2 announces more than {MAX_LENGTH_V2} bytes")
     if len(data) < 16 + length:
         return None
-    if command == 0x20 or family == 0:
+    if command == 0x20 or family in _WITHOUT_ADDRESS:
         return ProxyHeader(16 + length)
     form = _FAMILIES.get(family)
     if form is None or struct.calcsize(form) > length:
