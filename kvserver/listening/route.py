@@ -83,7 +83,10 @@ class Route:
             self._poller.lose(transport, Failure(error))
 
     def _admit(self, transport: Transport) -> None:
-        if not self._connections.admits(transport):
+        # If the PROXY header has no address, the connection is a health check of the balancer's, or
+        # that of a client whom the balancer does not name. The balancer itself is not a client.
+        isClient = self._trusted is None or transport.record.client is not None
+        if isClient and not self._connections.admits(transport):
             transport.record.closeWith(CloseReason.REFUSED)
             transport.connectionLost(DONE)
         elif self._certificates is None:

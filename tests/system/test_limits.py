@@ -23,7 +23,7 @@ from tests.support.clients import (
     stick,
 )
 from tests.support.daemon import Daemon, waitFor
-from tests.support.wires import WIRES, Authority, opened
+from tests.support.wires import PROXY_V2, WIRES, Authority, opened
 
 
 def test_maxConnections(tmp_path: Path) -> None:
@@ -72,6 +72,29 @@ def test_maxConnectionsPerSource(tmp_path: Path) -> None:
 
         waitFor(admitted, "one may come when one has left")
         assert daemon.logs("127.0.0.1 has 3 connections: more are refused") == 1
+
+
+def test_balancerIsNoClient(tmp_path: Path) -> None:
+    """
+    Behind a balancer a client has its share, and the balancer has none: its health checks are
+    answered when a client of the same address is refused.
+    """
+    listen = ("--listen", "tcp:0", "--listen", "proxy:tcp:0")
+    client = b"PROXY TCP4 127.0.0.1 192.0.2.2 1024 4040\r\n"
+    datagram = PROXY_V2.replace(b"\x21\x11", b"\x21\x12")
+    check = PROXY_V2.replace(b"\x21\x11", b"\x20\x11")
+    with (
+        Daemon(tmp_path, *listen, "--max-connections-per-source=1") as daemon,
+        ExitStack() as stack,
+    ):
+        for header in client, check, check, b"PROXY UNKNOWN\r\n", datagram:
+            served = stack.enter_context(connect(int(daemon.listening[1])))
+            served.sendall(header)
+            assert ask(served, b"hello\n") == b"hello\n"
+        refused = stack.enter_context(connect(int(daemon.listening[1])))
+        refused.sendall(client)
+        assert refused.recv(1) == b""
+        assert daemon.logs("127.0.0.1 has 1 connections: more are refused") == 1
 
 
 def test_idleTimeout(tmp_path: Path) -> None:

@@ -267,7 +267,18 @@ def test_leavesTheRest(
         balancer.close()
 
 
-@pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", v2(0x20, 0, b"")])
+WITHOUT_ADDRESS = [
+    b"PROXY UNKNOWN\r\n",
+    v2(0x20, 0x00, b""),
+    v2(0x20, 0x11, PROXY_V2[16:]),
+    v2(0x21, 0x00, b""),
+    v2(0x21, 0x12, bytes(12)),
+    v2(0x21, 0x22, bytes(36)),
+    v2(0x21, 0x32, bytes(216)),
+]
+
+
+@pytest.mark.parametrize("header", WITHOUT_ADDRESS)
 def test_balancerItself(header: bytes) -> None:
     """
     A balancer that speaks for itself has its own address, and its health check is no warning.
@@ -402,6 +413,28 @@ def test_limits() -> None:
     assert balancer.pair.record.client == CLIENT
     assert balancer.pair.peer.recv(1) == b""
     assert list(balancer.connections) == [first]
+
+
+@pytest.mark.parametrize("header", WITHOUT_ADDRESS)
+def test_noLimitForTheBalancer(header: bytes) -> None:
+    """
+    Without an address in the header the balancer is not limited as if it were one client, and takes
+    nobody's place: a client of the same address has all of its own.
+    """
+    limits = Limits(maxConnections=5, maxPerSource=1)
+    balancer = Balancer(limits=limits)
+    sameHost = PROXY_V1.replace(b"192.0.2.1 ", b"127.0.0.1 ")
+    for number, data in enumerate((header, header, sameHost, header), 1):
+        assert logged(lambda data=data: balancer.send(data)) == []  # type: ignore[misc]
+        assert len(balancer.connections) == number
+        assert balancer.pair.transport.protocol is not None
+        balancer.pair = balancer.enter(BALANCER, overTCP=True)
+    # They count for the limit of all.
+    assert not balancer.connections.hasRoom()
+    (line,) = logged(lambda: balancer.send(sameHost))
+    assert line == "127.0.0.1 has 1 connections: more are refused"
+    assert balancer.pair.record.reason is CloseReason.REFUSED
+    balancer.close()
 
 
 def test_fails() -> None:
