@@ -51,6 +51,8 @@ class IBinding(Interface):
     What a listener listens on, such as a TCP port. C{str()} gives its address as people write it.
     """
 
+    backlog = Attribute("How many connections wait in the kernel's backlog to be accepted.")
+
     def listen() -> socket.socket:
         """
         Make a non-blocking listening socket.

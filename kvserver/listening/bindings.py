@@ -21,8 +21,8 @@ from kvserver.interfaces import IBinding
 
 BACKLOG = 1024
 """
-How many connections wait in the kernel's backlog to be accepted: enough for a burst. Linux limits
-this to C{net.core.somaxconn}.
+How many connections wait in the kernel's backlog to be accepted, by default: enough for a burst.
+Linux limits this to C{net.core.somaxconn}.
 """
 
 
@@ -77,9 +77,10 @@ class TCPBinding:
         with one socket; IPv4 alone if the host has no IPv6.
     """
 
-    def __init__(self, port: int, interface: str = "") -> None:
+    def __init__(self, port: int, interface: str = "", backlog: int = BACKLOG) -> None:
         self.port = port
         self.interface = interface
+        self.backlog = backlog
         self._dualStack: bool | None = None
 
     def __str__(self) -> str:
@@ -117,7 +118,7 @@ class TCPBinding:
                 if family == socket.AF_INET6:
                     listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dualStack)
                 listening.bind((self.interface, self.port))
-                listening.listen(BACKLOG)
+                listening.listen(self.backlog)
                 undo.pop_all()
         except OSError as error:
             raise CannotListen(self.interface, self.port, error) from error
@@ -167,9 +168,10 @@ class UNIXBinding:
     @ivar mode: Who may connect, as a file mode.
     """
 
-    def __init__(self, path: str, mode: int = 0o666) -> None:
+    def __init__(self, path: str, mode: int = 0o666, backlog: int = BACKLOG) -> None:
         self.path = path
         self.mode = mode
+        self.backlog = backlog
         self._identity: tuple[int, int] | None = None
 
     def __str__(self) -> str:
@@ -197,7 +199,7 @@ class UNIXBinding:
                 listening = undo.enter_context(ListeningSocket(socket.AF_UNIX, socket.SOCK_STREAM))
                 setSocketOptions(listening)
                 self._bind(listening)
-                listening.listen(BACKLOG)
+                listening.listen(self.backlog)
                 undo.pop_all()
         except OSError as error:
             raise CannotListen(self.path, None, error) from error
@@ -273,6 +275,7 @@ class EndpointBinding:
             from twisted.internet import reactor
 
         self.description = description
+        self.backlog = BACKLOG
         self._endpoint = serverFromString(reactor, description)
         self._port: Any = None
 

@@ -10,7 +10,8 @@ from ipaddress import ip_address
 from typing import Any
 
 from kvserver.interfaces import IBinding
-from kvserver.listening.bindings import EndpointBinding, TCPBinding, UNIXBinding
+from kvserver.listening.bindings import BACKLOG, EndpointBinding, TCPBinding, UNIXBinding
+from kvserver.listening.grammar import escape, parseArguments
 from kvserver.listening.inherited import InheritedBinding, passedNames
 
 _ENVIRONMENT = dict(os.environ)
@@ -19,64 +20,106 @@ A copy of the environment. In it, systemd describes the sockets that it passes. 
 description as soon as its endpoints are imported.
 """
 
+_MAX_BACKLOG = 65535
+
 
 def parseEndpoint(description: str, reactor: Any = None) -> IBinding:
     """
-    Parse a server endpoint description. As in Twisted, colons separate its parts, and a backslash
-    makes the next character an ordinary one.
+    Parse a server endpoint description. Its grammar, and the names and the order of its arguments,
+    are Twisted's.
 
     @param reactor: The reactor for an endpoint that is not ours; by default the global one.
 
     @raise ValueError: The description is wrong. The message says why.
     """
-    kind, *parts = re.split(r"(?<!\\):", description)
+    positional, named = parseArguments(description)
+    # Twisted ignores the case of the prefixes that plugins add, among them tcp6 and systemd.
+    kind = positional.pop(0).lower() if positional else ""
     if kind in _USE_A_LAYER:
         raise ValueError(f"{kind}: is {_USE_A_LAYER[kind]} here")
     if kind not in _GRAMMAR:
-        try:
-            return EndpointBinding(description, reactor)
-        except Exception as error:
-            raise ValueError(f"not an endpoint: {error}") from error
-    first, optional, build = _GRAMMAR[kind]
-    named: dict[str, str] = {}
-    for number, part in enumerate(parts):
-        key, equals, value = part.partition("=")
-        if not equals:
-            key, value = (first, part) if number == 0 else (part, "")
-        if key not in (first, *optional) or key in named:
-            raise ValueError(
-                f"{kind}: takes {', '.join((first, *optional))}, once, and no {key!r} "
-                "(a colon that parts nothing needs a backslash)"
-            )
-        named[key] = re.sub(r"\\(.)", r"\1", value)
-    return build(named)
+        return _endpoint(description, reactor)
+    names, build = _GRAMMAR[kind]
+    # Arguments without a key get one by their position, as in a Python call.
+    arguments = dict(zip(names, positional, strict=False))
+    unknown = positional[len(names) :]
+    for key, value in named:
+        if key not in names or key in arguments:
+            unknown.append(f"{key}={value}")
+        arguments[key] = value
+    if unknown:
+        raise ValueError(
+            f"{kind}: takes {', '.join(names)}, each once, and no {unknown[0]!r} "
+            r"(inside a value write \: for a colon, \= for an equals sign)"
+        )
+    return build(arguments)
 
 
-def _tcp(named: Mapping[str, str], interface: str = "") -> TCPBinding:
-    port = named.get("port", "")
+def _endpoint(description: str, reactor: Any) -> EndpointBinding:
+    try:
+        return EndpointBinding(description, reactor)
+    except Exception as error:
+        meant = _meant(description)
+        reason = f"instead of {description!r} write {meant}" if meant else str(error)
+        raise ValueError(f"not an endpoint: {reason}") from error
+
+
+def _meant(description: str) -> str | None:
+    """
+    Guess the endpoint description that was meant; None if it could be anything.
+    """
+    if description.startswith("/"):
+        return f"unix:{escape(description)}"
+    host, _, port = description.rpartition(":")
+    try:
+        _portNumber(port)
+        if host in ("", "*"):
+            return f"tcp:{port}"
+        interface = parseInterface(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None
+    return f"tcp:{port}:interface={escape(interface)}"
+
+
+def _portNumber(port: str) -> int:
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
         raise ValueError(f"{port!r} is not a TCP port from 0 to 65535")
-    if "interface" in named:
-        interface = parseInterface(named["interface"])
-    return TCPBinding(int(port), interface)
+    return int(port)
 
 
-def _tcp6(named: Mapping[str, str]) -> TCPBinding:
-    address = _tcp(named, "::")
-    if ":" not in address.interface:
-        raise ValueError(f"{address.interface} is not an IPv6 address")
-    return address
+def _backlog(arguments: Mapping[str, str]) -> int:
+    text = arguments.get("backlog", str(BACKLOG))
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= _MAX_BACKLOG:
+        return int(text)
+    raise ValueError(f"{text!r} is not a backlog from 1 to {_MAX_BACKLOG}")
 
 
-def _unix(named: Mapping[str, str]) -> UNIXBinding:
-    path = named.get("address", "")
+def _tcp(arguments: Mapping[str, str], interface: str = "") -> TCPBinding:
+    port = _portNumber(arguments.get("port", ""))
+    if "interface" in arguments:
+        interface = parseInterface(arguments["interface"])
+    return TCPBinding(port, interface, _backlog(arguments))
+
+
+def _tcp6(arguments: Mapping[str, str]) -> TCPBinding:
+    binding = _tcp(arguments, "::")
+    if ":" not in binding.interface:
+        raise ValueError(f"{binding.interface} is not an IPv6 address")
+    return binding
+
+
+def _unix(arguments: Mapping[str, str]) -> UNIXBinding:
+    path = arguments.get("address", "")
     # The size of sun_path (unix(7)), with its final NUL.
     if not 0 < len(os.fsencode(path)) < 108:
         raise ValueError("a UNIX socket has a path of 1 to 107 bytes")
-    mode = named.get("mode", "666")
+    mode = arguments.get("mode", "666")
     if not re.fullmatch("[0-7]{3,4}", mode):
         raise ValueError(f"{mode!r} is not the mode of a file, as 660")
-    return UNIXBinding(path, int(mode, 8))
+    # Twisted's lock file finds out whether a path is stale. UNIXBinding does that without one.
+    if (lockfile := arguments.get("lockfile", "0")) not in ("0", "1"):
+        raise ValueError(f"{lockfile!r} is not 0 or 1, for lockfile")
+    return UNIXBinding(path, int(mode, 8), _backlog(arguments))
 
 
 def _systemd(named: Mapping[str, str]) -> InheritedBinding:
@@ -91,15 +134,17 @@ def _systemd(named: Mapping[str, str]) -> InheritedBinding:
     return InheritedBinding(int(index))
 
 
-_GRAMMAR: dict[str, tuple[str, tuple[str, ...], Callable[[Mapping[str, str]], IBinding]]] = {
-    "tcp": ("port", ("interface",), _tcp),
-    "tcp6": ("port", ("interface",), _tcp6),
-    "unix": ("address", ("mode",), _unix),
-    "systemd": ("domain", ("index", "name"), _systemd),
+_Build = Callable[[Mapping[str, str]], IBinding]
+
+_GRAMMAR: dict[str, tuple[tuple[str, ...], _Build]] = {
+    "tcp": (("port", "interface", "backlog"), _tcp),
+    "tcp6": (("port", "backlog", "interface"), _tcp6),
+    "unix": (("address", "mode", "backlog", "lockfile"), _unix),
+    "systemd": (("domain", "index", "name"), _systemd),
 }
 """
-The endpoints that are ours. Each has the name of its first argument, the names of the others, and
-what builds the binding.
+The endpoints that are ours. Each has the names of its arguments, in Twisted's order, and what
+builds the binding from their values.
 """
 
 _USE_A_LAYER = {"ssl": "tls:tcp:", "haproxy": "proxy:"}

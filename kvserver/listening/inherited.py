@@ -44,6 +44,7 @@ class InheritedBinding:
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.backlog = BACKLOG
         self._where = f"socket {index} from systemd"
 
     def __str__(self) -> str:

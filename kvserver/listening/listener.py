@@ -21,7 +21,6 @@ from zope.interface import implementer
 from kvserver.connections.addresses import fromSockaddr
 from kvserver.connections.record import ConnectionRecord
 from kvserver.connections.registry import Connections
-from kvserver.listening.bindings import BACKLOG
 from kvserver.listening.route import Route
 from kvserver.listening.specification import ListenerSpec
 
@@ -189,7 +188,7 @@ class Listener(Service):
             listening.detach()
             return
         # The kernel's queue holds one connection more than the backlog.
-        self._acceptBacklog(listening, BACKLOG + 1)
+        self._acceptBacklog(listening, self.spec.binding.backlog + 1)
 
     def _acceptBacklog(self, listening: socket.socket, most: int) -> None:
         """

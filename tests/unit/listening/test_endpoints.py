@@ -104,16 +104,29 @@ def test_unknownScope() -> None:
         TCPBinding(4040, "fe80::1%nowhere").listen()
 
 
-def test_backlog() -> None:
+@pytest.mark.parametrize(("backlog", "expected"), [((), 1024), ((50,), 50)])
+def test_backlog(backlog: tuple[int, ...], expected: int) -> None:
     """
-    Clients that come faster than they are accepted wait in the kernel: 1024, or as many as it
-    allows.
+    Clients that come faster than they are accepted wait in the kernel: 1024, or as many as it was
+    told, or as it allows.
     """
     allowed = int(Path("/proc/sys/net/core/somaxconn").read_text())
-    with TCPBinding(0, "127.0.0.1").listen() as listening:
+    with TCPBinding(0, "127.0.0.1", *backlog).listen() as listening:
         # tcp_info of linux/tcp.h, where tcpi_sacked of a listening socket is its backlog.
         info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-    assert struct.unpack("28xI", info) == (min(1024, allowed),)
+    assert struct.unpack("28xI", info) == (min(expected, allowed),)
+
+
+def test_backlogOfUNIX(tmp_path: Path) -> None:
+    """
+    A UNIX socket has the backlog that it was told, and one more as the kernel counts.
+    """
+    path = str(tmp_path / "echo.sock")
+    with UNIXBinding(path, backlog=1).listen(), ExitStack() as stack:
+        waiting = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
+        for client in waiting:
+            client.setblocking(False)
+        assert [client.connect_ex(path) for client in waiting] == [0, 0, errno.EAGAIN]
 
 
 @pytest.mark.parametrize("kind", ["TCP", "UNIX"])
@@ -378,32 +391,52 @@ def test_endpointWithoutSocket(description: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("description", "port", "interface"),
+    ("description", "port", "interface", "backlog"),
     [
-        ("tcp:4040", 4040, ""),
-        ("tcp:port=4040", 4040, ""),
-        ("tcp:4040:interface=127.0.0.1", 4040, "127.0.0.1"),
-        (r"tcp:4040:interface=\:\:1", 4040, "::1"),
-        ("tcp6:4040", 4040, "::"),
-        (r"tcp6:interface=\:\:1:port=0", 0, "::1"),
+        ("tcp:4040", 4040, "", 1024),
+        ("tcp:port=4040", 4040, "", 1024),
+        ("tcp:4040:interface=127.0.0.1", 4040, "127.0.0.1", 1024),
+        ("tcp:interface=127.0.0.1:4040", 4040, "127.0.0.1", 1024),
+        ("tcp:4040:127.0.0.1", 4040, "127.0.0.1", 1024),
+        ("tcp:4040:127.0.0.1:50", 4040, "127.0.0.1", 50),
+        ("tcp:4040:backlog=50", 4040, "", 50),
+        (r"tcp:4040:interface=\:\:1", 4040, "::1", 1024),
+        (r"t\cp:40\40:interfac\e=127.0.0.1", 4040, "127.0.0.1", 1024),
+        ("tcp6:4040", 4040, "::", 1024),
+        ("TCP6:4040", 4040, "::", 1024),
+        (r"tcp6:interface=\:\:1:port=0", 0, "::1", 1024),
+        (r"tcp6:0:50:\:\:1", 0, "::1", 50),
     ],
 )
-def test_parseTCP(description: str, port: int, interface: str) -> None:
+def test_parseTCP(description: str, port: int, interface: str, backlog: int) -> None:
     """
-    A TCP port, of both families or of one, of all interfaces or of one.
+    A TCP port, of both families or of one, of all interfaces or of one; with keys, or in Twisted's
+    order.
     """
     where = parseEndpoint(description)
     assert isinstance(where, TCPBinding)
-    assert (where.port, where.interface) == (port, interface)
+    assert (where.port, where.interface, where.backlog) == (port, interface, backlog)
 
 
-def test_parseUNIX() -> None:
+@pytest.mark.parametrize(
+    ("description", "path", "mode", "backlog"),
+    [
+        (r"unix:/run/a\:b.sock:mode=660", "/run/a:b.sock", 0o660, 1024),
+        (r"unix:/tmp/a\=b", "/tmp/a=b", 0o666, 1024),
+        (r"unix:address=/tmp/a=b", "/tmp/a=b", 0o666, 1024),
+        ("unix:/tmp/x\\\\:mode=600", "/tmp/x\\", 0o600, 1024),
+        (r"unix:/tmp/\x", "/tmp/x", 0o666, 1024),
+        ("unix:/x:660:50:0", "/x", 0o660, 50),
+        ("unix:/x:backlog=50:lockfile=1", "/x", 0o666, 50),
+    ],
+)
+def test_parseUNIX(description: str, path: str, mode: int, backlog: int) -> None:
     """
-    A path, and who may connect.
+    A path, in which any character can be escaped, and who may connect.
     """
-    where = parseEndpoint(r"unix:/run/a\:b.sock:mode=660")
+    where = parseEndpoint(description)
     assert isinstance(where, UNIXBinding)
-    assert (where.path, where.mode) == ("/run/a:b.sock", 0o660)
+    assert (where.path, where.mode, where.backlog) == (path, mode, backlog)
 
 
 def test_parseInheritedBinding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,18 +455,42 @@ def test_parseInheritedBinding(monkeypatch: pytest.MonkeyPatch) -> None:
     ("description", "reason"),
     [
         ("", "not an endpoint: "),
-        ("4040", "not an endpoint: "),
+        ("4043", "not an endpoint: instead of '4043' write tcp:4043"),
+        (":4043", "not an endpoint: instead of ':4043' write tcp:4043"),
+        (
+            "127.0.0.1:4043",
+            "not an endpoint: instead of '127.0.0.1:4043' write tcp:4043:interface=127.0.0.1",
+        ),
+        ("[::1]:4043", r"not an endpoint: instead of '[::1]:4043' write tcp:4043:interface=\:\:1"),
+        ("::1:4043", r"not an endpoint: instead of '::1:4043' write tcp:4043:interface=\:\:1"),
+        ("proxy:4043", "not an endpoint: instead of '4043' write tcp:4043"),
+        ("/run/a=b", r"not an endpoint: instead of '/run/a=b' write unix:/run/a\=b"),
+        ("localhost:4043", "not an endpoint: Unknown endpoint type"),
+        ("127.0.0.1:65536", "not an endpoint: Unknown endpoint type"),
         ("carrier-pigeon:4040", "not an endpoint: "),
         ("tls:", "not an endpoint: "),
         ("ssl:1:privateKey=x", "ssl: is tls:tcp: here"),
         ("haproxy:tcp:1", "haproxy: is proxy: here"),
+        ("HAProxy:tcp:1", "haproxy: is proxy: here"),
         ("tcp", "'' is not a TCP port from 0 to 65535"),
         ("tcp:x", "'x' is not a TCP port from 0 to 65535"),
         ("tcp:65536", "'65536' is not a TCP port from 0 to 65535"),
-        ("tcp:1:2", "tcp: takes port, interface, once, and no '2'"),
-        ("tcp:1:backlog=9", "tcp: takes port, interface, once, and no 'backlog'"),
+        ("tcp:1:2", "'2' is not an IPv4 or IPv6 address"),
+        ("tcp:1:127.0.0.1:9:x", "tcp: takes port, interface, backlog, each once, and no 'x'"),
+        ("tcp:1:port=2", "tcp: takes port, interface, backlog, each once, and no 'port=2'"),
+        ("tcp:1:backlog=0", "'0' is not a backlog from 1 to 65535"),
+        ("tcp:1:backlog=x", "'x' is not a backlog from 1 to 65535"),
+        ("unix:/x:backlog=-1", "'-1' is not a backlog from 1 to 65535"),
         ("tcp:1:interface=eth0", "'eth0' is not an IPv4 or IPv6 address"),
-        ("tcp:1:interface=::1", "tcp: takes port, interface, once, and no '"),
+        ("tcp:1:interface=", "'' is not an IPv4 or IPv6 address"),
+        ("tcp:1:interface=::1", "tcp: takes port, interface, backlog, each once, and no '"),
+        ("tcp:1\\", "it ends with a backslash, which escapes nothing"),
+        (
+            "unix:/tmp/a=b",
+            "unix: takes address, mode, backlog, lockfile, each once, and no '/tmp/a=b' "
+            r"(inside a value write \: for a colon, \= for an equals sign)",
+        ),
+        ("unix:/x:lockfile=yes", "'yes' is not 0 or 1, for lockfile"),
         ("tcp6:1:interface=127.0.0.1", "127.0.0.1 is not an IPv6 address"),
         ("unix:", "a UNIX socket has a path of 1 to 107 bytes"),
         ("unix:" + "x" * 108, "a UNIX socket has a path of 1 to 107 bytes"),

@@ -27,7 +27,7 @@ from kvserver.connections.record import CloseReason
 from kvserver.connections.registry import Connections
 from kvserver.connections.throttle import REPEAT_INTERVAL
 from kvserver.connections.transport import Transport
-from kvserver.listening.bindings import TCPBinding
+from kvserver.listening.bindings import BACKLOG, TCPBinding
 from kvserver.listening.listener import (
     ACCEPT_BACKOFF,
     ACCEPTS_PER_TURN,
@@ -550,6 +550,20 @@ def test_stopAcceptsWhoIsWaiting() -> None:
     # What the log is kept from repeating.
     harness.clock.advance(REPEAT_INTERVAL)
     assert harness.clock.getDelayedCalls() == []
+    harness.close()
+
+
+def test_stopAcceptsTheBacklog() -> None:
+    """
+    As many are accepted at the stop as the backlog has, also if it is longer than ours by default.
+    """
+    harness = ListeningServer()
+    harness.address.backlog = 2 * BACKLOG
+    harness.listener.startService()
+    harness.connect()
+    harness.outcomes[:] = [errno.ECONNABORTED] * (2 * BACKLOG)
+    harness.listener.stopService()
+    assert len(harness.connections) == 1
     harness.close()
 
 
