@@ -2,20 +2,25 @@
 The checked, frozen values that the service tree is built from. Nothing is opened here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any
+from typing import Any, TypeVar
 
+from twisted.logger import Logger
 from twisted.python.usage import UsageError
 
 from kvserver.connections.limits import Limits, maxConnectionsAllowed
 from kvserver.interfaces import IBinding
 from kvserver.listening.bindings import TCPBinding
 from kvserver.listening.endpoints import parseEndpoint, parseInterface
+from kvserver.listening.inherited import NotPassed, unusedSockets
 from kvserver.listening.specification import ListenerSpec, parseDescription
 from kvserver.operations.notify import NotifySocket
 from kvserver.served import load
+from kvserver.supervision.supervisor import CannotStart
+
+_log = Logger(namespace="kvserver.configuration")
 
 DEFAULT_PORT = "4040"
 
@@ -30,6 +35,8 @@ The upper bound of every time-out, in seconds: 31 years, more than any time-out 
 """
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
+
+_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,8 @@ def configure(
 
     @raise UsageError: A value is wrong. The message names the option and the value, and says what
         is accepted.
+
+    @raise CannotStart: The service manager has not passed a socket that an option names.
     """
     try:
         factory = load(options["protocol"] or served)
@@ -113,6 +122,10 @@ def configure(
         notifySocket = NotifySocket.fromEnvironment(environment)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    operations = _operations(options["metrics"], listeners, environment)
+    bindings = [spec.binding for spec in listeners] + ([operations] if operations else [])
+    for unused in unusedSockets(environment, bindings):
+        _log.warn("systemd passed {socket}, and no option names it: no answer there", socket=unused)
     return Configuration(
         factory,
         listeners,
@@ -120,7 +133,7 @@ def configure(
         trusted or LOOPBACK,
         _tlsFiles(options) if "tls" in layers else None,
         options["access-log"],
-        _operations(options["metrics"]),
+        operations,
         notifySocket,
     )
 
@@ -135,10 +148,7 @@ def _listeners(
             raise UsageError(f"--{option}: --listen says where to listen, give one of both")
     specs: list[ListenerSpec] = []
     for number, description in enumerate(options["listen"]):
-        try:
-            spec = parseDescription(description)
-        except ValueError as error:
-            raise UsageError(f"--listen: {description!r}: {error}") from None
+        spec = _parse("--listen", parseDescription, description, environment)
         if any(spec.binding.conflictsWith(other.binding) for other in specs):
             raise UsageError(f"--listen: {description!r}: another one has that address")
         # tcp:0 may be repeated: the kernel chooses another port for each.
@@ -194,7 +204,24 @@ def _tlsFiles(options: Mapping[str, Any]) -> TLSFiles:
     )
 
 
-def _operations(description: str | None) -> IBinding | None:
+def _parse(
+    option: str,
+    parse: Callable[[str, Mapping[str, str]], _Parsed],
+    description: str,
+    environment: Mapping[str, str],
+) -> _Parsed:
+    try:
+        return parse(description, environment)
+    except NotPassed as error:
+        # The command line may be right, and the next start may find the socket.
+        raise CannotStart(f"kvserver: {option}: {description!r}: {error}") from None
+    except ValueError as error:
+        raise UsageError(f"{option}: {description!r}: {error}") from None
+
+
+def _operations(
+    description: str | None, listeners: tuple[ListenerSpec, ...], environment: Mapping[str, str]
+) -> IBinding | None:
     if description is None:
         return None
     try:
@@ -203,10 +230,11 @@ def _operations(description: str | None) -> IBinding | None:
         raise UsageError(
             f"--metrics: needs more than is installed ({error}): pip install 'kvserver[metrics]'"
         ) from None
-    try:
-        return parseEndpoint(description)
-    except ValueError as error:
-        raise UsageError(f"--metrics: {description!r}: {error}") from None
+    binding = _parse("--metrics", parseEndpoint, description, environment)
+    for spec in listeners:
+        if binding.conflictsWith(spec.binding):
+            raise UsageError(f"--metrics: {description!r}: {spec.name} has that address")
+    return binding
 
 
 def _number(option: str, value: str, kind: str, least: int, greatest: int) -> int:

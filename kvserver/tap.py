@@ -15,7 +15,8 @@ from twisted.python.usage import UsageError
 
 from kvserver import __version__
 from kvserver.configuration import DEFAULT_PORT, Configuration, configure
-from kvserver.operations.notify import forgetEnvironment
+from kvserver.listening import inherited
+from kvserver.operations import notify
 from kvserver.supervision.process import useMonotonicClock
 from kvserver.supervision.supervisor import Supervisor
 from kvserver.tree import assemble
@@ -217,7 +218,8 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
         from twisted.internet import reactor
 
         useMonotonicClock(reactor)
-    forgetEnvironment(os.environ)
+    inherited.forgetEnvironment(os.environ)
+    notify.forgetEnvironment(os.environ)
     # twistd has no log levels, and would always show the debug messages.
     verbose = options.parent is not None and options.parent.get("logLevel") is LogLevel.debug
     return assemble(options.configuration, reactor, verbose)

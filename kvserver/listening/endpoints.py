@@ -12,23 +12,25 @@ from typing import Any
 from kvserver.interfaces import IBinding
 from kvserver.listening.bindings import BACKLOG, EndpointBinding, TCPBinding, UNIXBinding
 from kvserver.listening.grammar import escape, parseArguments
-from kvserver.listening.inherited import InheritedBinding, passedNames
-
-_ENVIRONMENT = dict(os.environ)
-"""
-A copy of the environment. In it, systemd describes the sockets that it passes. Twisted removes that
-description as soon as its endpoints are imported.
-"""
+from kvserver.listening.inherited import InheritedBinding, findSocket
 
 _MAX_BACKLOG = 65535
 
 
-def parseEndpoint(description: str, reactor: Any = None) -> IBinding:
+def parseEndpoint(
+    description: str, environment: Mapping[str, str] = os.environ, reactor: Any = None
+) -> IBinding:
     """
     Parse a server endpoint description. Its grammar, and the names and the order of its arguments,
     are Twisted's.
 
+    @param environment: The environment of the process, which names the sockets that the service
+        manager has passed.
+
     @param reactor: The reactor for an endpoint that is not ours; by default the global one.
+
+    @raise NotPassed: The service manager has not passed the socket. The message says which ones it
+        has passed.
 
     @raise ValueError: The description is wrong. The message says why.
     """
@@ -52,7 +54,7 @@ def parseEndpoint(description: str, reactor: Any = None) -> IBinding:
             f"{kind}: takes {', '.join(names)}, each once, and no {unknown[0]!r} "
             r"(inside a value write \: for a colon, \= for an equals sign)"
         )
-    return build(arguments)
+    return build(arguments, environment)
 
 
 def _endpoint(description: str, reactor: Any) -> EndpointBinding:
@@ -94,21 +96,23 @@ def _backlog(arguments: Mapping[str, str]) -> int:
     raise ValueError(f"{text!r} is not a backlog from 1 to {_MAX_BACKLOG}")
 
 
-def _tcp(arguments: Mapping[str, str], interface: str = "") -> TCPBinding:
+def _tcp(
+    arguments: Mapping[str, str], environment: Mapping[str, str], interface: str = ""
+) -> TCPBinding:
     port = _portNumber(arguments.get("port", ""))
     if "interface" in arguments:
         interface = parseInterface(arguments["interface"])
     return TCPBinding(port, interface, _backlog(arguments))
 
 
-def _tcp6(arguments: Mapping[str, str]) -> TCPBinding:
-    binding = _tcp(arguments, "::")
+def _tcp6(arguments: Mapping[str, str], environment: Mapping[str, str]) -> TCPBinding:
+    binding = _tcp(arguments, environment, "::")
     if ":" not in binding.interface:
         raise ValueError(f"{binding.interface} is not an IPv6 address")
     return binding
 
 
-def _unix(arguments: Mapping[str, str]) -> UNIXBinding:
+def _unix(arguments: Mapping[str, str], environment: Mapping[str, str]) -> UNIXBinding:
     path = arguments.get("address", "")
     # The size of sun_path (unix(7)), with its final NUL.
     if not 0 < len(os.fsencode(path)) < 108:
@@ -122,19 +126,24 @@ def _unix(arguments: Mapping[str, str]) -> UNIXBinding:
     return UNIXBinding(path, int(mode, 8), _backlog(arguments))
 
 
-def _systemd(named: Mapping[str, str]) -> InheritedBinding:
-    passed = passedNames(_ENVIRONMENT)
-    if "name" in named:
-        if named["name"] not in passed:
-            raise ValueError(f"systemd passes no socket {named['name']!r}, but {passed}")
-        return InheritedBinding(passed.index(named["name"]))
-    index = named.get("index", "0")
-    if not (index.isascii() and index.isdigit() and int(index) < len(passed)):
-        raise ValueError(f"systemd passes {len(passed)} sockets, none is number {index}, from 0")
-    return InheritedBinding(int(index))
+def _systemd(arguments: Mapping[str, str], environment: Mapping[str, str]) -> InheritedBinding:
+    # The domain is only a hint. The kernel knows the family of the socket, and on a host without
+    # IPv6 the same socket unit passes one of IPv4.
+    domain = arguments.get("domain", "INET")
+    if domain not in ("INET", "INET6", "UNIX"):
+        raise ValueError(f"{domain!r} is not INET, INET6 or UNIX, for domain")
+    index = arguments.get("index")
+    name = arguments.get("name")
+    if index is not None and name is not None:
+        raise ValueError("systemd: takes index or name, not both")
+    if index is not None and not (index.isascii() and index.isdigit() and len(index) <= 5):
+        raise ValueError(f"{index!r} is not the index of a socket, from 0")
+    binding = InheritedBinding(findSocket(environment, int(index or 0), name))
+    binding.check()
+    return binding
 
 
-_Build = Callable[[Mapping[str, str]], IBinding]
+_Build = Callable[[Mapping[str, str], Mapping[str, str]], IBinding]
 
 _GRAMMAR: dict[str, tuple[tuple[str, ...], _Build]] = {
     "tcp": (("port", "interface", "backlog"), _tcp),
@@ -144,7 +153,7 @@ _GRAMMAR: dict[str, tuple[tuple[str, ...], _Build]] = {
 }
 """
 The endpoints that are ours. Each has the names of its arguments, in Twisted's order, and what
-builds the binding from their values.
+builds the binding from their values and the environment.
 """
 
 _USE_A_LAYER = {"ssl": "tls:tcp:", "haproxy": "proxy:"}

@@ -2,6 +2,8 @@
 Specifies a listener: what it listens on, and what a connection passes before its protocol.
 """
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvserver.interfaces import IBinding
@@ -29,9 +31,14 @@ class ListenerSpec:
 _LAYERS = ((), ("proxy",), ("tls",), ("proxy", "tls"))
 
 
-def parseDescription(description: str) -> ListenerSpec:
+def parseDescription(description: str, environment: Mapping[str, str] = os.environ) -> ListenerSpec:
     """
     Parse a description: the layers, then an endpoint, as in C{proxy:tls:tcp:4444}.
+
+    @param environment: The environment of the process, which names the sockets that the service
+        manager has passed.
+
+    @raise NotPassed: The service manager has not passed the socket.
 
     @raise ValueError: The description is wrong. The message says why.
     """
@@ -42,4 +49,4 @@ def parseDescription(description: str) -> ListenerSpec:
         layers.append(layer)
     if tuple(layers) not in _LAYERS:
         raise ValueError("before an endpoint may stand proxy:, tls: or proxy:tls:")
-    return ListenerSpec(description, tuple(layers), parseEndpoint(endpoint))
+    return ListenerSpec(description, tuple(layers), parseEndpoint(endpoint, environment))

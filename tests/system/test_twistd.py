@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,30 +133,6 @@ def test_endpointOfAPlugin(tmp_path: Path) -> None:
         assert daemon.listening[1] == f"plugged:{where}"
         with unix(str(where)) as client:
             assert ask(client, b"hello\n") == b"hello\n"
-
-
-def test_socketFromInheritedBinding(tmp_path: Path) -> None:
-    """
-    A socket that systemd passes is listened on, without a name; it stays systemd's.
-    """
-    # Do as systemd does: the socket is file descriptor 3, and the environment says so to this
-    # process.
-    script = (
-        "import os, sys\n"
-        "os.dup2(int(sys.argv[1]), 3)\n"
-        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n"
-        "os.execv(sys.argv[2], sys.argv[2:])\n"
-    )
-    with socket.create_server(("127.0.0.1", 0)) as passed:
-        number = passed.fileno()
-        command = (sys.executable, "-c", script, str(number), TWISTD, "-n", "--pidfile=")
-        options = ("--listen", "systemd:domain=INET:index=0")
-        with Daemon(tmp_path, *options, command=command, descriptors=(number,)) as daemon:
-            assert daemon.port == passed.getsockname()[1]
-            with connect(daemon.port) as client:
-                assert ask(client, b"hello\n") == b"hello\n"
-        # Who connects now waits for the next one.
-        connect(daemon.port).close()
 
 
 class TestCannotStart:

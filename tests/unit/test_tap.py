@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from twisted.application.service import IServiceMaker
 from twisted.internet.address import UNIXAddress
 from twisted.internet.protocol import connectionDone
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel, capturedLogs
 from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 
@@ -24,6 +26,7 @@ from kvserver.listening.bindings import TCPBinding
 from kvserver.listening.listener import Listener
 from kvserver.operations.notify import Notifier
 from kvserver.supervision.signals import Signals
+from kvserver.supervision.supervisor import CannotStart
 from kvserver.tap import Options, makeService
 from tests.support.wires import Authority
 
@@ -347,6 +350,104 @@ def test_wrongOperation(option: str, reason: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(option)
     assert str(caught.value).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--port=9100", "--metrics=tcp:9100"], "'tcp:9100': tcp:9100 has that address"),
+        (
+            ["--listen=tcp:1", "--listen=tls:tcp:9100", "--metrics=tcp:9100:interface=127.0.0.1"],
+            "'tcp:9100:interface=127.0.0.1': tls:tcp:9100 has that address",
+        ),
+        (["--listen=unix:/x", "--metrics=unix:/./x"], "'unix:/./x': unix:/x has that address"),
+    ],
+)
+def test_metricsAmongClients(options: list[str], reason: str) -> None:
+    """
+    Where clients of the echo come in there are no metrics: one of the two would never be answered.
+    """
+    with pytest.raises(UsageError) as caught:
+        parse(*options)
+    assert str(caught.value) == f"--metrics: {reason}"
+    parse("--port=0", "--metrics=tcp:0")
+
+
+# Sockets from systemd.
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """
+    The index of a socket that systemd passes, and calls C{echo}. Those before it have no name.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        index = listening.fileno() - 3
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", str(index + 1))
+        monkeypatch.setenv("LISTEN_FDNAMES", ":" * index + "echo")
+        yield index
+
+
+def test_inherited(passed: int) -> None:
+    """
+    A socket that is passed is listened on, and the environment is kept from child processes.
+    """
+    options = parse(f"--listen=systemd:index={passed}")
+    assert os.environ["LISTEN_FDS"] == str(passed + 1)
+    makeService(options, MemoryReactorClock())
+    assert [name for name in os.environ if name.startswith("LISTEN_")] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (
+            ["--listen=systemd:index={0}", "--metrics=systemd:index={0}"],
+            "--metrics: 'systemd:index={0}': systemd:index={0} has that address",
+        ),
+        (
+            ["--listen=proxy:systemd:index={0}", "--metrics=systemd:name=echo"],
+            "--metrics: 'systemd:name=echo': proxy:systemd:index={0} has that address",
+        ),
+        (
+            ["--listen=systemd:index={0}", "--listen=proxy:systemd:name=echo"],
+            "--listen: 'proxy:systemd:name=echo': another one has that address",
+        ),
+    ],
+)
+def test_inheritedTwice(passed: int, options: list[str], reason: str) -> None:
+    """
+    A socket that is passed has one use, by whatever name.
+    """
+    with pytest.raises(UsageError) as caught:
+        parse(*(option.format(passed) for option in options))
+    assert str(caught.value) == reason.format(passed)
+
+
+@pytest.mark.parametrize("option", ["listen", "metrics"])
+def test_notPassed(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What systemd has not passed is no mistake on the command line: the next start may find it.
+    """
+    reason = "systemd passed no sockets. Was this started by kvserver.socket?"
+    with pytest.raises(CannotStart) as caught:
+        parse(f"--{option}=systemd:index=0")
+    assert caught.value.code == f"kvserver: --{option}: 'systemd:index=0': {reason}"
+
+
+def test_inheritedByNobody(passed: int) -> None:
+    """
+    Of a socket that is passed and not listened on the log says that nobody is answered there.
+    """
+    with capturedLogs() as logs:
+        parse("--port=0")
+    texts = [event["log_format"].format(**event) for event in logs]
+    assert len(texts) == passed + 1
+    assert texts[-1] == (
+        f"systemd passed socket {passed} ('echo'), and no option names it: no answer there"
+    )
+    assert {event["log_level"] for event in logs} == {LogLevel.warn}
 
 
 def test_withoutMetrics(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ from kvserver.listening.bindings import (
     UNIXBinding,
 )
 from kvserver.listening.endpoints import parseEndpoint
-from kvserver.listening.inherited import InheritedBinding, passedNames
 from kvserver.listening.specification import parseDescription
 from tests.support.clients import needsIPv6
 
@@ -332,36 +331,6 @@ def test_unixLinkedByNow(tmp_path: Path) -> None:
         assert moved.exists()
 
 
-# Sockets from systemd.
-
-
-@pytest.mark.parametrize(
-    ("environment", "names"),
-    [
-        ({}, []),
-        ({"LISTEN_PID": "1", "LISTEN_FDS": "1"}, []),
-        ({"LISTEN_PID": "ours", "LISTEN_FDS": "2"}, ["", ""]),
-        ({"LISTEN_PID": "ours", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}, ["a", "b"]),
-    ],
-)
-def test_systemdPasses(environment: dict[str, str], names: list[str]) -> None:
-    """
-    What systemd passes is ours if it says our process id, with names or without.
-    """
-    ours = {
-        name: str(os.getpid()) if value == "ours" else value for name, value in environment.items()
-    }
-    assert passedNames(ours) == names
-
-
-def test_systemdBroken() -> None:
-    """
-    A file descriptor that is none is told.
-    """
-    with pytest.raises(CannotListen, match="Cannot listen on socket 900 from systemd: Bad file"):
-        InheritedBinding(900).listen()
-
-
 # Endpoints of Twisted.
 
 
@@ -439,18 +408,6 @@ def test_parseUNIX(description: str, path: str, mode: int, backlog: int) -> None
     assert (where.path, where.mode, where.backlog) == (path, mode, backlog)
 
 
-def test_parseInheritedBinding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    A socket of systemd's by its number, or by its name if it has one.
-    """
-    said = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "web:echo"}
-    monkeypatch.setattr("kvserver.listening.endpoints._ENVIRONMENT", said)
-    for description in "systemd:domain=INET6:index=1", "systemd:INET:index=1", "systemd:name=echo":
-        where = parseEndpoint(description)
-        assert isinstance(where, InheritedBinding)
-        assert where.index == 1
-
-
 @pytest.mark.parametrize(
     ("description", "reason"),
     [
@@ -495,8 +452,10 @@ def test_parseInheritedBinding(monkeypatch: pytest.MonkeyPatch) -> None:
         ("unix:", "a UNIX socket has a path of 1 to 107 bytes"),
         ("unix:" + "x" * 108, "a UNIX socket has a path of 1 to 107 bytes"),
         ("unix:/x:mode=999", "'999' is not the mode of a file, as 660"),
-        ("systemd:index=0", "systemd passes 0 sockets, none is number 0, from 0"),
-        ("systemd:name=echo", "systemd passes no socket 'echo', but []"),
+        ("systemd:index=x", "'x' is not the index of a socket, from 0"),
+        ("systemd:index=", "'' is not the index of a socket, from 0"),
+        ("systemd:index=0:name=a", "systemd: takes index or name, not both"),
+        ("systemd:domain=IPX:index=0", "'IPX' is not INET, INET6 or UNIX, for domain"),
         ("tls:proxy:tcp:1", "before an endpoint may stand proxy:, tls: or proxy:tls:"),
         ("tls:tls:tcp:1", "before an endpoint may stand proxy:, tls: or proxy:tls:"),
     ],
@@ -543,4 +502,3 @@ def test_overlaps() -> None:
     assert not TCPBinding(0).conflictsWith(TCPBinding(0))
     assert not TCPBinding(1).conflictsWith(UNIXBinding("1"))
     assert UNIXBinding("a").conflictsWith(UNIXBinding("a"))
-    assert InheritedBinding(0).conflictsWith(InheritedBinding(0))
