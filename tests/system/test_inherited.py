@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import ask, connect
-from tests.support.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment
+from tests.support.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment, quietPort
+from tests.support.sabotage import Sabotaged
 
 _SYSTEMD = """
 import os, sys
@@ -34,7 +35,8 @@ def passing(*passed: socket.socket, names: str, command: tuple[str, ...]) -> tup
     A command that passes these sockets to another one.
     """
     numbers = [str(each.fileno()) for each in passed]
-    return (sys.executable, "-c", _SYSTEMD, ",".join([names, *numbers]), *command)
+    # -S: it is not the one to be sabotaged.
+    return (sys.executable, "-S", "-c", _SYSTEMD, ",".join([names, *numbers]), *command)
 
 
 BACKLOG = 5
@@ -51,10 +53,19 @@ def server(kind: int = socket.SOCK_STREAM) -> socket.socket:
     """
     family = socket.AF_INET if kind == socket.SOCK_STREAM else socket.AF_UNIX
     with socket.socket(family, kind) as made:
-        # An empty name lets the kernel choose one.
-        made.bind(("127.0.0.1", 0) if family == socket.AF_INET else "")
+        # A port that the kernel chooses is lost by shutdown(2). An empty name lets it choose one.
+        made.bind(("127.0.0.1", quietPort()) if family == socket.AF_INET else "")
         made.listen(BACKLOG)
         return socket.socket(fileno=fcntl.fcntl(made.fileno(), fcntl.F_DUPFD_CLOEXEC, 100))
+
+
+def backlog(listening: socket.socket) -> int:
+    """
+    How many connections the kernel lets wait (tcpi_sacked of tcp_info, linux/tcp.h).
+    """
+    info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    (found,) = struct.unpack("28xI", info)
+    return int(found)
 
 
 @pytest.mark.parametrize("listen", ["systemd:domain=INET:index=1", "systemd:name=echo"])
@@ -82,14 +93,30 @@ def test_socketFromSystemd(tmp_path: Path, listen: str, plugin: bool) -> None:
         with Daemon(tmp_path, *options, command=command, descriptors=numbers, env=env) as daemon:
             assert daemon.logs("the plugin was first") == plugin
             assert daemon.port == passed.getsockname()[1]
-            # tcp_info of linux/tcp.h, where tcpi_sacked of a listening socket is its backlog.
-            info = passed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-            assert struct.unpack("28xI", info) == (BACKLOG,)
+            assert backlog(passed) == BACKLOG
             with connect(daemon.port) as client:
                 assert ask(client, b"hello\n") == b"hello\n"
             assert daemon.logs("systemd passed socket 0 ('web'), and no option names it") == 1
         # Who connects now waits for the next one.
         connect(daemon.port).close()
+
+
+@pytest.mark.parametrize("how", ["shutdown", "close", "replace"])
+def test_brokenSocket(tmp_path: Path, how: str) -> None:
+    """
+    Broken from inside, a socket of systemd's is taken again, as it was.
+    """
+    with server() as passed:
+        command = passing(passed, names="echo", command=TWISTD_N)
+        numbers = (passed.fileno(),)
+        options = ("--listen", "systemd:index=0")
+        with Sabotaged(tmp_path, *options, command=command, descriptors=numbers) as daemon:
+            daemon.sabotage(how)
+            daemon.waitForLog("systemd:index=0 died, and is restarted")
+            daemon.waitForLog("Accepting connections on", 2)
+            assert backlog(passed) == BACKLOG
+            with connect(daemon.port) as client:
+                assert ask(client, b"hello\n") == b"hello\n"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,12 @@ class _Sabotaged(_Socket):
         super().listen(*backlog)
         _listening[:] = [self]
 
+    def setblocking(self, flag: bool) -> None:
+        super().setblocking(flag)
+        # A socket from systemd listens already.
+        if self.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            _listening[:] = [self]
+
     def accept(self) -> "tuple[socket.socket, object]":
         for number in _trouble:
             raise OSError(number, os.strerror(number))
