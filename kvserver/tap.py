@@ -15,6 +15,7 @@ from twisted.python.usage import UsageError
 
 from kvserver import __version__
 from kvserver.configuration import DEFAULT_PORT, Configuration, configure
+from kvserver.operations.logstream import protectLog
 from kvserver.operations.notify import forgetEnvironment
 from kvserver.supervision.process import useMonotonicClock
 from kvserver.supervision.supervisor import Supervisor
@@ -218,6 +219,8 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
 
         useMonotonicClock(reactor)
     forgetEnvironment(os.environ)
-    # twistd has no log levels, and would always show the debug messages.
+    if options.parent is not None:
+        protectLog(options.parent, reactor)
+    # twistd has no log levels, and would always show what is verbose.
     verbose = options.parent is not None and options.parent.get("logLevel") is LogLevel.debug
     return assemble(options.configuration, reactor, verbose)

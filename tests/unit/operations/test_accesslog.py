@@ -15,10 +15,11 @@ from twisted.logger import LogLevel, capturedLogs
 from kvserver.connections.addresses import formatAddress
 from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.throttle import REPEAT_INTERVAL
-from kvserver.operations import accesslog
 from kvserver.operations.accesslog import AccessLogFile, AccessLogStream, formatRecord
 from kvserver.supervision.supervisor import CannotStart
 from tests.support.memory import PLENTY, MemoryServer
+
+OPEN = "kvserver.operations.accesslog.openLog"
 
 
 def record(number: int = 1) -> ConnectionRecord:
@@ -379,7 +380,7 @@ class TestToFile:
 
         with capturedLogs() as logs:
             with monkeypatch.context() as patched:
-                patched.setattr(accesslog, "openLog", opens)
+                patched.setattr(OPEN, opens)
                 file = File(tmp_path / "access.log")
                 for count in range(3):
                     file.log.report(record(count))
@@ -400,17 +401,15 @@ class TestToFile:
         the new one can be opened.
         """
         old = file.path.rename(file.path.with_suffix(".old"))
-        openLog = accesslog.openLog
 
         def opens(path: str) -> int:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
         with capturedLogs() as logs:
             with monkeypatch.context() as patched:
-                patched.setattr(accesslog, "openLog", opens)
+                patched.setattr(OPEN, opens)
                 file.log.reopen()
                 file.log.report(record(1))
-            assert accesslog.openLog is openLog
             file.log.report(record(2))
         assert file.numbers() == [2]
         assert File(old).numbers() == [1]

@@ -1,0 +1,221 @@
+"""
+Keeps the daemon's own log from blocking the event loop.
+"""
+
+import io
+import os
+import select
+import socket
+import stat
+import sys
+from collections.abc import Callable
+from functools import partial
+from threading import RLock
+from typing import Any, TextIO
+
+from twisted.logger import Logger
+
+_log = Logger(namespace="kvserver.logstream.LogStream")
+
+RETRY_INTERVAL = 1.0
+"""
+How often it is tried whether a log that could not be written can be, in seconds.
+"""
+
+_PIECE = 256
+"""
+How many bytes are written at once to what may block, when poll(2) has said that there is room. A
+pipe then takes 4096 (PIPE_BUF, pipe(7)); a terminal promises nothing, but has room for more than a
+few.
+"""
+
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
+
+
+def protectLog(options: Any, reactor: Any) -> None:
+    """
+    Let C{twist}, or C{twistd} in the foreground, log to a stream that never blocks. Both open their
+    log after they have called C{makeService}.
+
+    @param options: Those of C{twist} or C{twistd}.
+
+    @param reactor: Provides C{IReactorTime} and C{IReactorFromThreads}.
+    """
+    if "logFile" in options:
+        options["logFile"] = _unblocked(options["logFile"], reactor)
+    elif options.get("nodaemon"):
+        sys.stdout = _unblocked(sys.stdout, reactor)
+
+
+def _unblocked(stream: Any, reactor: Any) -> Any:
+    """
+    A stream that writes to the same place and never blocks. A regular file, which the shell may
+    have opened, stays as it is: it takes all at once.
+    """
+    try:
+        descriptor = stream.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except (AttributeError, OSError):
+        # It is closed, or no file: then it is in memory.
+        return stream
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)):
+        return stream
+    stream.flush()
+    return LogStream(stream, descriptor, reactor)
+
+
+class LogStream(io.TextIOBase):
+    """
+    A text stream to a pipe, terminal or socket that never blocks: a message that can't be written
+    is lost, and counted. The count is logged as soon as there is room again.
+
+    The file description is shared with others, as the shell and its other children, and so stays as
+    it is: without O_NONBLOCK. A pipe or terminal is opened anew; if that is not allowed, because it
+    belongs to another user, poll(2) is asked before each write.
+
+    @ivar lost: How many messages have been lost since that was last logged.
+    """
+
+    def __init__(self, stream: TextIO, descriptor: int, reactor: Any) -> None:
+        """
+        @param stream: Has the encoding.
+
+        @param descriptor: Where to write.
+
+        @param reactor: Provides C{IReactorTime} and C{IReactorFromThreads}.
+        """
+        super().__init__()
+        self.lost = 0
+        self._stream = stream
+        self._descriptor = descriptor
+        self._reactor = reactor
+        self._take = _writer(descriptor)
+        # What is left of a message that was taken in part.
+        self._rest = b""
+        self._isTelling = False
+        self._isRetrying = False
+        # Messages may come from any thread.
+        self._lock = RLock()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """
+        See C{TextIOBase}.
+        """
+        return self._stream.encoding or "utf-8"
+
+    def isatty(self) -> bool:
+        """
+        See C{IOBase}.
+        """
+        return os.isatty(self._descriptor)
+
+    def writable(self) -> bool:
+        """
+        See C{IOBase}.
+        """
+        return True
+
+    def write(self, text: str) -> int:
+        """
+        Write a message now, or lose it.
+        """
+        with self._lock:
+            self._tellLost()
+            data = text.encode(self.encoding, "backslashreplace")
+            if (self.lost and not self._isTelling) or not self._put(data):
+                self.lost += 1
+            if (self.lost or self._rest) and not self._isRetrying:
+                self._isRetrying = True
+                self._reactor.callFromThread(self._retryLater)
+        return len(text)
+
+    def _put(self, data: bytes) -> bool:
+        """
+        Write a message, or the beginning of it: the rest comes before the next one.
+
+        @return: Was anything of it written?
+        """
+        self._rest = self._taken(self._rest)
+        if self._rest:
+            return False
+        rest = self._taken(data)
+        if len(rest) == len(data):
+            return False
+        self._rest = rest
+        return True
+
+    def _taken(self, data: bytes) -> bytes:
+        """
+        Write what there is room for.
+
+        @return: The rest.
+        """
+        place = 0
+        try:
+            while place < len(data):
+                place += self._take(data[place:])
+        except OSError:
+            # There is no room, or nobody reads any more.
+            return data[place:]
+        return b""
+
+    def _tellLost(self) -> None:
+        """
+        Log how many messages have been lost, if there is room for that. It comes back to L{write},
+        in the format of the log.
+        """
+        if self._isTelling or not (self.lost and _hasRoom(self._descriptor)):
+            return
+        count, self.lost = self.lost, 0
+        self._isTelling = True
+        try:
+            _log.error(
+                "{count} messages of this log could not be written, and are lost", count=count
+            )
+        finally:
+            self._isTelling = False
+            if self.lost:
+                # So is that one, which nobody need know.
+                self.lost = count
+
+    def _retryLater(self) -> None:
+        self._reactor.callLater(RETRY_INTERVAL, self._retry)
+
+    def _retry(self) -> None:
+        with self._lock:
+            self._tellLost()
+            self._rest = self._taken(self._rest)
+            self._isRetrying = bool(self.lost or self._rest)
+            if self._isRetrying:
+                self._retryLater()
+
+
+def _hasRoom(descriptor: int) -> bool:
+    """
+    Would a write be taken, in part at least?
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return [event for _, event in poll.poll(0)] == [select.POLLOUT]
+
+
+def _writer(descriptor: int) -> Callable[[bytes], int]:
+    """
+    What writes there without blocking: it takes bytes, returns how many were written, and raises
+    C{OSError} if there is no room.
+    """
+    if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        # As systemd's: it can't be opened anew, and need not be.
+        opened = socket.socket(fileno=os.dup(descriptor))
+        return lambda data: opened.send(data, socket.MSG_DONTWAIT)
+    try:
+        return partial(os.write, os.open(f"/proc/self/fd/{descriptor}", _FLAGS))
+    except OSError:
+        return partial(_writePiece, descriptor)
+
+
+def _writePiece(descriptor: int, data: bytes) -> int:
+    if not _hasRoom(descriptor):
+        raise BlockingIOError
+    return os.write(descriptor, data[:_PIECE])
