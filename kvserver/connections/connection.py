@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Callable
 from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -68,7 +69,8 @@ class Connection:
     disconnecting = False
     disconnected = False
     _aborting = False
-    # Whether a write may go to the socket. If not, it must wait for earlier bytes.
+    _outputEnded = False
+    # May a write go to the socket, or must it wait for what came before?
     _mayWriteNow = True
     _host: IAddress | None = None
 
@@ -215,6 +217,8 @@ class Connection:
         self.connected = False
         self._mayWriteNow = False
         self.poller.forget(self)
+        if self._aborting or (reason is not DONE and not reason.check(ConnectionDone)):
+            self._countUnacknowledged()
         if self._aborting:
             self._linger0()
         self.socket.close()
@@ -239,6 +243,20 @@ class Connection:
                     # both.
                     self.protocol = None
                     self._ended(self)
+
+    def _countUnacknowledged(self) -> None:
+        """
+        What the peer's kernel has not acknowledged will not reach it. A UNIX socket can't tell: its
+        C{TIOCOUTQ} is the memory that the kernel takes (unix(7)).
+        """
+        try:
+            if self.socket.family != socket.AF_UNIX:
+                # Our FIN takes a number of the sequence, as a byte does (RFC 9293, section 3.4).
+                fin = int(self._outputEnded)
+                self.record.unacknowledged = max(0, self.queued(TIOCOUTQ) - fin)
+        except OSError:
+            # The socket is gone.
+            return
 
     def _linger0(self) -> None:
         """

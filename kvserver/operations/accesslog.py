@@ -40,7 +40,7 @@ def formatRecord(record: ConnectionRecord, now: float) -> str:
             "subject": record.subject,
             **({} if record.unit is None else {record.unit: record.work}),
             "bytes_in": record.received,
-            "bytes_out": record.sent,
+            "bytes_out": record.delivered,
             "seconds": round(record.duration or 0.0, 6),
             "reason": record.reason and record.reason.value,
         }

@@ -4,16 +4,20 @@ and cut anywhere.
 """
 
 import contextlib
+import fcntl
 import resource
 import select
 import socket
 import ssl
+import struct
 import weakref
 from collections.abc import Callable, Iterator
+from termios import FIONREAD
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import LogLevel, capturedLogs
 
@@ -25,7 +29,7 @@ from kvserver.connections.stage import CLOSE_TIMEOUT
 from kvserver.connections.tls import RECEIVE_SIZE, TLSTransport
 from kvserver.listening.route import Route
 from tests.support.clients import LINES
-from tests.support.memory import MemoryServer, Pair, RecorderFactory, Watched
+from tests.support.memory import CLIENT_ADDRESS, MemoryServer, Pair, RecorderFactory, Watched
 from tests.support.wires import Authority
 
 RECORD = b"x" * (16 * 1024 - 1) + b"\n"
@@ -775,6 +779,38 @@ def test_countersAtTheEnd(memoryServer: TLSServer, abort: bool) -> None:
     memoryServer.passes(0.1)
     assert len(memoryServer.connections) == 0
     assert memoryServer.connections.counts() == before
+
+
+class TLSServerOverTCP(TLSServer):
+    """
+    A memoryServer whose kernel knows what the peer's has acknowledged.
+    """
+
+    def enter(self, address: IAddress = CLIENT_ADDRESS, overTCP: bool = True) -> Pair:
+        """
+        See L{MemoryServer}.
+        """
+        return super().enter(address, overTCP)
+
+
+@pytest.mark.parametrize("chunk", [b"x\n", LINES[:100_000]])
+def test_unacknowledged(certificates: Certificates, context: ssl.SSLContext, chunk: bytes) -> None:
+    """
+    What the peer's kernel had not acknowledged when the connection was reset is not delivered: at
+    least what has come is known, and the counter stays.
+    """
+    memoryServer = TLSServerOverTCP(certificates, context)
+    visitor = memoryServer.visit()
+    visitor.stick(chunk * (100_000 // len(chunk)))
+    before = memoryServer.connections.counts()
+    # All that has come to the peer's kernel, which is more than what is known to have come.
+    visitor.read(struct.unpack("i", fcntl.ioctl(visitor.peer, FIONREAD, bytes(4)))[0])
+    visitor.pair.transport.abortConnection()
+    memoryServer.passes(0.1)
+    record = visitor.pair.record
+    assert record.delivered <= len(visitor.received) < record.sent
+    assert memoryServer.connections.counts() == before
+    memoryServer.close()
 
 
 # A socket that takes nothing.
