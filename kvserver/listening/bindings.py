@@ -8,7 +8,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
@@ -43,7 +43,14 @@ class CannotListen(CannotListenError):
 
     def __str__(self) -> str:
         where = f"{self.interface} port {self.port}" if self.port is not None else self.interface
-        return f"Cannot listen on {where.strip()}: {self.socketError.strerror}"
+        return f"Cannot listen on {where.strip()}: {reasonOf(self.socketError)}"
+
+
+def reasonOf(error: BaseException) -> str:
+    """
+    What an exception says: never nothing.
+    """
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _wildcardFor(interface: str) -> str:
@@ -210,6 +217,23 @@ class UNIXBinding:
                 os.unlink(self.path)
 
 
+_DOES_MORE = "this endpoint does more than to listen on a socket"
+
+
+class _NoProtocols(ServerFactory):
+    """
+    What an endpoint listens with whose socket we take. It must not begin to serve.
+    """
+
+    def buildProtocol(self, addr: object) -> NoReturn:
+        """
+        Refuse what serves somebody at once, as C{stdio:} does.
+
+        @raise OSError: Always.
+        """
+        raise OSError(_DOES_MORE)
+
+
 @implementer(IBinding)
 class EndpointBinding:
     """
@@ -248,17 +272,16 @@ class EndpointBinding:
         @raise CannotListenError: The endpoint can't listen, or not at once, or its port has no
             socket.
         """
-        factory = ServerFactory()
+        factory = _NoProtocols()
         outcome: list[Any] = []
         maybeDeferred(self._endpoint.listen, factory).addBoth(outcome.append)
         if outcome and isinstance(outcome[0], Failure):
             error = outcome[0].value
             reason = getattr(error, "socketError", error)
-            raise CannotListen(self.description, None, OSError(0, str(reason))) from error
+            raise CannotListen(self.description, None, reason) from error
         if not (outcome and isinstance(outcome[0], Port) and outcome[0].factory is factory):
-            reason = "this endpoint does more than to listen on a socket"
-            raise CannotListen(self.description, None, OSError(0, reason))
-        # Keep the port: it may hold something else, such as a lock file.
+            raise CannotListen(self.description, None, OSError(_DOES_MORE))
+        # The port is kept, for what else it may hold, as the lock of a file.
         (self._port,) = outcome
         self._port.stopReading()
         listening = ListeningSocket(fileno=self._port.socket.detach())

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from kvserver.interfaces import IBinding
-from kvserver.listening.bindings import EndpointBinding, TCPBinding, UNIXBinding
+from kvserver.listening.bindings import EndpointBinding, TCPBinding, UNIXBinding, reasonOf
 from kvserver.listening.inherited import InheritedBinding, passedNames
 
 _ENVIRONMENT = dict(os.environ)
@@ -36,7 +36,7 @@ def parseEndpoint(description: str, reactor: Any = None) -> IBinding:
         try:
             return EndpointBinding(description, reactor)
         except Exception as error:
-            raise ValueError(f"not an endpoint: {error}") from error
+            raise ValueError(f"not an endpoint: {reasonOf(error)}") from error
     first, optional, build = _GRAMMAR[kind]
     named: dict[str, str] = {}
     for number, part in enumerate(parts):
