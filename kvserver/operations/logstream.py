@@ -140,7 +140,7 @@ class LogStream(io.TextIOBase):
         if self._rest:
             return False
         rest = self._taken(data)
-        if len(rest) == len(data):
+        if data and len(rest) == len(data):
             return False
         self._rest = rest
         return True
@@ -205,11 +205,11 @@ def _writer(descriptor: int) -> Callable[[bytes], int]:
     What writes there without blocking: it takes bytes, returns how many were written, and raises
     C{OSError} if there is no room.
     """
-    if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-        # As systemd's: it can't be opened anew, and need not be.
-        opened = socket.socket(fileno=os.dup(descriptor))
-        return lambda data: opened.send(data, socket.MSG_DONTWAIT)
     try:
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            # As systemd's: it can't be opened anew, and need not be.
+            opened = socket.socket(fileno=os.dup(descriptor))
+            return lambda data: opened.send(data, socket.MSG_DONTWAIT)
         return partial(os.write, os.open(f"/proc/self/fd/{descriptor}", _FLAGS))
     except OSError:
         return partial(_writePiece, descriptor)

@@ -550,7 +550,7 @@ def test_authorityThatMayNotSign(tmp_path: Path, authority: Authority, identity:
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-@pytest.mark.parametrize("kind", ["FIFO", "terminal", "/dev/zero"])
+@pytest.mark.parametrize("kind", ["FIFO", "terminal", "/dev/null"])
 def test_noRegularFile(
     tmp_path: Path, authority: Authority, identity: Identity, which: int, kind: str
 ) -> None:

@@ -130,8 +130,10 @@ def test_written(output: Output) -> None:
     What there is room for is written at once, and others that share the output are left alone: for
     them it still blocks.
     """
+    output.stream.write("")
     output.stream.write("hello, wörld\n")
     output.stream.flush()
+    assert output.stream.lost == 0
     assert output.read() == "hello, wörld\n"
     assert os.get_blocking(output.writer)
     assert output.clock.getDelayedCalls() == []
