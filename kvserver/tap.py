@@ -221,6 +221,6 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
     forgetEnvironment(os.environ)
     if options.parent is not None:
         protectLog(options.parent, reactor)
-    # twistd has no log levels, and would always show what is verbose.
+    # twistd has no log levels, and would always show the debug messages.
     verbose = options.parent is not None and options.parent.get("logLevel") is LogLevel.debug
     return assemble(options.configuration, reactor, verbose)

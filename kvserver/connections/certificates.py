@@ -25,8 +25,8 @@ _PRIVATE_KEY = re.compile(rb"-----BEGIN [^\r\n]*PRIVATE KEY-----")
 
 _MISMATCHES = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}
 """
-What OpenSSL says of a key that is not that of the certificate. ("No certificate assigned" is no
-proof: it may be the same key, for RSA and for RSA-PSS.)
+OpenSSL's reasons when the key does not belong to the certificate. "No certificate assigned" is not
+one of them: OpenSSL also gives it for the right key, if one of both is for RSA-PSS alone.
 """
 
 _NO_CHECK_TIME = 0x200000
@@ -178,7 +178,7 @@ def reasonOf(error: Exception) -> str:
 
 def _read(option: str, path: str) -> bytes:
     """
-    What a file has in it. A FIFO or a terminal is refused: the event loop would wait for it.
+    Return the content of a file. A FIFO or a terminal is refused: the event loop would wait for it.
     """
     try:
         opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)

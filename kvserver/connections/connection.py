@@ -70,7 +70,7 @@ class Connection:
     disconnected = False
     _aborting = False
     _outputEnded = False
-    # May a write go to the socket, or must it wait for what came before?
+    # Whether a write may go to the socket. If not, it must wait for earlier bytes.
     _mayWriteNow = True
     _host: IAddress | None = None
 
@@ -246,12 +246,12 @@ class Connection:
 
     def _countUnacknowledged(self) -> None:
         """
-        What the peer's kernel has not acknowledged will not reach it. A UNIX socket can't tell: its
-        C{TIOCOUTQ} is the memory that the kernel takes (unix(7)).
+        Ask the kernel how many bytes the peer has not acknowledged: they will not reach it. A UNIX
+        socket does not know: its C{TIOCOUTQ} is an amount of memory (unix(7)).
         """
         try:
             if self.socket.family != socket.AF_UNIX:
-                # Our FIN takes a number of the sequence, as a byte does (RFC 9293, section 3.4).
+                # Our FIN takes a sequence number, as a byte does (RFC 9293, section 3.4).
                 fin = int(self._outputEnded)
                 self.record.unacknowledged = max(0, self.queued(TIOCOUTQ) - fin)
         except OSError:

@@ -105,7 +105,7 @@ class Output(Connection):
 
     def _count(self, sent: int) -> None:
         """
-        The kernel has taken so many bytes more.
+        Count bytes that the kernel has taken.
         """
         self.record.sent += sent
 

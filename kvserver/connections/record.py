@@ -66,11 +66,11 @@ class ConnectionRecord:
 
     @ivar received: How many bytes have been received for the protocol.
 
-    @ivar sent: How many bytes of the protocol were handed to the kernel. With TLS, a write counts
-        when the last byte of its records was.
+    @ivar sent: How many bytes of the protocol were handed to the kernel. With TLS these are bytes
+        of plain text, counted when the kernel has taken what they were encrypted to.
 
     @ivar unacknowledged: How many bytes the peer's kernel had not acknowledged when the connection
-        was reset or aborted; 0 where that can't be told. With TLS they are those of its records.
+        was reset or aborted; 0 if the kernel can't say. With TLS these are encrypted bytes.
 
     @ivar unit: What the protocol counts. None: it counts nothing.
 
@@ -104,7 +104,7 @@ class ConnectionRecord:
     @property
     def delivered(self) -> int:
         """
-        How many bytes of the protocol have reached the peer's kernel, at least.
+        A lower bound of how many bytes of the protocol have reached the peer's kernel.
         """
         return max(0, self.sent - self.unacknowledged)
 

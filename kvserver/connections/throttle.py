@@ -31,7 +31,7 @@ several.
 
 _MORE = object()
 """
-The key of all messages that are not throttled separately.
+The key of all events that are not throttled separately.
 """
 
 
@@ -56,8 +56,8 @@ class LogThrottle:
         """
         Count an event. Log it, unless one with the same key was logged within L{REPEAT_INTERVAL}.
 
-        @param key: Messages with the same key are throttled together. They say the same, but for
-            the count.
+        @param key: Events with the same key are throttled together. Their messages must be the
+            same, except for the count.
 
         @param log: Logs the message. Called with the number of events since the last call.
         """
@@ -81,8 +81,8 @@ class LogThrottle:
 
 class SourceLog:
     """
-    Logs the warnings that a client can cause, each at most once a minute for each source and
-    reason.
+    Logs the warnings that a client can cause. Each is logged at most once a minute for each source
+    and reason.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -97,10 +97,11 @@ class SourceLog:
 
         @param address: The client's address.
 
-        @param text: The format of the warning, in which C{source} is the source.
+        @param text: The format of the warning. C{source} in it becomes the source. Warnings with
+            the same format, source and C{reason} are throttled together.
 
-        @param fields: The other fields of the format. C{reason} has one of a few values; what a
-            client can choose freely is no field.
+        @param fields: The other fields of the format. C{reason} has one of a few values. No field
+            has a value that a client can choose freely.
         """
         source = sourceKey(address) or "a UNIX socket"
         self._throttle(

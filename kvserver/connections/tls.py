@@ -67,8 +67,8 @@ class TLSTransport(Transport):
         """
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        # Of each part that the kernel has not taken: how many bytes are left of it, and how many it
-        # is in plain text.
+        # For each part that the kernel has not taken: how many encrypted bytes are left of it, and
+        # its size in plain text.
         self._parts: deque[tuple[int, int]] = deque()
 
     def receive(self) -> bytes:
@@ -202,7 +202,7 @@ class TLSTransport(Transport):
 
     def _count(self, sent: int) -> None:
         """
-        The kernel has taken so many bytes more. A part counts when all of it was taken.
+        Count bytes that the kernel has taken. A part is counted when all of it was taken.
         """
         while sent:
             left, size = self._parts[0]

@@ -48,7 +48,7 @@ class CannotListen(CannotListenError):
 
 def reasonOf(error: BaseException) -> str:
     """
-    What an exception says: never nothing.
+    Return what an exception says. If it says nothing, return the name of its class.
     """
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
@@ -222,12 +222,12 @@ _DOES_MORE = "this endpoint does more than to listen on a socket"
 
 class _NoProtocols(ServerFactory):
     """
-    What an endpoint listens with whose socket we take. It must not begin to serve.
+    Given to an endpoint whose socket we take over: the endpoint must not serve anybody itself.
     """
 
     def buildProtocol(self, addr: object) -> NoReturn:
         """
-        Refuse what serves somebody at once, as C{stdio:} does.
+        Fail. Some endpoints, such as C{stdio:}, ask for a protocol as soon as they listen.
 
         @raise OSError: Always.
         """
@@ -281,7 +281,7 @@ class EndpointBinding:
             raise CannotListen(self.description, None, reason) from error
         if not (outcome and isinstance(outcome[0], Port) and outcome[0].factory is factory):
             raise CannotListen(self.description, None, OSError(_DOES_MORE))
-        # The port is kept, for what else it may hold, as the lock of a file.
+        # Keep the port: it may hold something else, such as a lock file.
         (self._port,) = outcome
         self._port.stopReading()
         listening = ListeningSocket(fileno=self._port.socket.detach())

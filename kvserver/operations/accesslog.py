@@ -78,15 +78,15 @@ _WRONG_AS_WRITTEN = {
     errno.ENOTDIR,
 }
 """
-Why a path never was that of a log. All else may be mended while the daemon runs: permissions, a
-full or read-only disk, a FIFO without a reader, a symbolic link that is not to be followed.
+Errors that mean that the path is wrong. The cause of any other error may go away while the daemon
+runs: permissions, a full or read-only disk, a FIFO without a reader, somebody's symbolic link.
 """
 
 
 class AccessLogFile(Service):
     """
-    Writes to a file, and never waits for it: a record that can't be written is lost, and that is
-    logged, at most once a minute for each reason, with a count.
+    An access log that goes to a file. It never waits for the file: if a record can't be written, it
+    is lost. That is logged at most once a minute for each reason, with a count.
     """
 
     def __init__(self, path: str, time: Callable[[], float], reactor: Any) -> None:
@@ -108,8 +108,8 @@ class AccessLogFile(Service):
 
     def startService(self) -> None:
         """
-        Open the file, as the user that C{twistd --uid} has switched to. If that fails for a reason
-        that may go away it is tried again at each record.
+        Open the file, as the user that C{twistd --uid} has switched to. If that fails, but may
+        succeed later, try again at each record.
 
         @raise CannotStart: The path can't be that of a log. Says why.
         """
@@ -144,9 +144,9 @@ class AccessLogFile(Service):
 
     def _open(self) -> None:
         """
-        Open the file that has the path now, in place of the one that is open.
+        Open the file at the path, and close the old one.
 
-        @raise OSError: It can't be opened; the one that is open stays.
+        @raise OSError: The file can't be opened. The old one stays open.
         """
         opened = openLog(self._path)
         self._close()
@@ -156,8 +156,8 @@ class AccessLogFile(Service):
 
     def reopen(self) -> None:
         """
-        Write to the file that has the path now: a rotation has given the old one another. Until it
-        can be opened the old one is kept.
+        Open the file at the path again, since a log rotation has renamed the old one. Until that
+        succeeds, the old file stays in use.
         """
         self._isDue = True
         try:
@@ -203,7 +203,7 @@ class AccessLogFile(Service):
         if self._endsInPartialLine:
             # End the partial line, so that this record has a line of its own.
             data = b"\n" + data
-        # If not all is taken at once, the kernel says why when it is asked to take the rest.
+        # If the kernel takes only a part, it says why when it gets the rest.
         place = 0
         try:
             while place < len(data):
@@ -214,19 +214,19 @@ class AccessLogFile(Service):
 
     def _isRemoved(self) -> bool:
         """
-        Is there no file, or one that nobody will find any more?
+        Return whether no file is open, or one that has been removed: nobody would read it.
         """
         return self._file < 0 or not os.fstat(self._file).st_nlink
 
 
 def _endsInPartialLine(opened: int) -> bool:
     """
-    Does the file end in the middle of a line, for which there was no room?
+    Return whether the file ends in the middle of a line, because the disk was full.
     """
     try:
         if not stat.S_ISREG(os.fstat(opened).st_mode):
             return False
-        # We may write to it, and perhaps not read it.
+        # Open it anew: it was opened for writing only. Reading it may be forbidden.
         with open(f"/proc/self/fd/{opened}", "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))

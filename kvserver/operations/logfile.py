@@ -1,33 +1,33 @@
 """
-Opens the file of a log: follows no symbolic link that a stranger could have made.
+Opens the file of a log. It follows no symbolic link of another user.
 """
 
 import errno
 import os
 from contextlib import suppress
 
-# Without O_NONBLOCK a FIFO that nobody reads would hang the daemon; without O_NOCTTY a terminal
-# could become the one that signals it.
+# Without O_NONBLOCK, the daemon would hang on a FIFO that nobody reads. Without O_NOCTTY, it could
+# get a controlling terminal.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 MAX_LINKS = 40
 """
-The most symbolic links in a row that are followed, as path_resolution(7) has it.
+How many symbolic links in a row are followed, as in path_resolution(7).
 """
 
 
 def openLog(path: str) -> int:
     """
-    Open a file to append to it; make it if it is missing. A write to it never blocks.
+    Open a file for appending; create it if it is missing. A write to it never blocks.
 
-    The last part of the path may be a symbolic link only if root or this process's user owns it:
-    otherwise whoever may write to the folder could choose where we write. The folders before it are
-    the administrator's.
+    If the last part of the path is a symbolic link, root or this process's user must own it:
+    otherwise anybody who may write to the folder could choose where we write. The folders before it
+    are the administrator's.
 
     @return: The file descriptor.
 
-    @raise OSError: It can't be opened. A symbolic link of somebody else is C{ELOOP}, as with
-        C{O_NOFOLLOW} (open(2)).
+    @raise OSError: The file can't be opened. For a symbolic link of another user this is C{ELOOP},
+        as with C{O_NOFOLLOW} (open(2)).
     """
     for _ in range(MAX_LINKS):
         try:
@@ -44,16 +44,16 @@ def openLog(path: str) -> int:
 
 def _targetOf(path: str) -> str | None:
     """
-    Where a symbolic link leads to. None: it is a link of the kernel, as C{/proc/self/fd/1}, which
-    has no path to follow, and which nobody else can make.
+    Return where a symbolic link leads to, or None for a link of the kernel, such as
+    C{/proc/self/fd/1}: it leads to no path, and no user can create it.
 
-    @raise OSError: It is not to be followed.
+    @raise OSError: The link must not be followed.
     """
-    # What is checked must be what is read: a path may have another link in the next moment.
+    # Check and read the same link: somebody may replace the one at the path at any time.
     link = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         status = os.fstat(link)
-        # Where there is no procfs there is none of its links.
+        # Without a procfs there are no links of the kernel.
         with suppress(FileNotFoundError):
             if status.st_dev == os.lstat("/proc/self").st_dev:
                 return None

@@ -1,5 +1,5 @@
 """
-Keeps the daemon's own log from blocking the event loop.
+A stream for the daemon's own log that never blocks the event loop.
 """
 
 import io
@@ -19,14 +19,13 @@ _log = Logger(namespace="kvserver.logstream.LogStream")
 
 RETRY_INTERVAL = 1.0
 """
-How often it is tried whether a log that could not be written can be, in seconds.
+The time between two attempts to log how many messages were lost, in seconds.
 """
 
 _PIECE = 256
 """
-How many bytes are written at once to what may block, when poll(2) has said that there is room. A
-pipe then takes 4096 (PIPE_BUF, pipe(7)); a terminal promises nothing, but has room for more than a
-few.
+How many bytes are written at once to a blocking output, after poll(2) has said that there is room.
+A pipe then takes 4096 bytes (PIPE_BUF, pipe(7)); a terminal guarantees nothing.
 """
 
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
@@ -34,10 +33,10 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
 
 def protectLog(options: Any, reactor: Any) -> None:
     """
-    Let C{twist}, or C{twistd} in the foreground, log to a stream that never blocks. Both open their
-    log after they have called C{makeService}.
+    Let C{twist}, or C{twistd} in the foreground, log to a stream that never blocks. Both set up
+    their log after they have called C{makeService}.
 
-    @param options: Those of C{twist} or C{twistd}.
+    @param options: The options of C{twist} or C{twistd}.
 
     @param reactor: Provides C{IReactorTime} and C{IReactorFromThreads}.
     """
@@ -49,14 +48,14 @@ def protectLog(options: Any, reactor: Any) -> None:
 
 def _unblocked(stream: Any, reactor: Any) -> Any:
     """
-    A stream that writes to the same place and never blocks. A regular file, which the shell may
-    have opened, stays as it is: it takes all at once.
+    Return a stream that writes to the same output and never blocks. A stream to a regular file is
+    returned as it is.
     """
     try:
         descriptor = stream.fileno()
         mode = os.fstat(descriptor).st_mode
-    except (AttributeError, OSError):
-        # It is closed, or no file: then it is in memory.
+    except (AttributeError, OSError, ValueError):
+        # The stream is closed, or in memory.
         return stream
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)):
         return stream
@@ -69,18 +68,18 @@ class LogStream(io.TextIOBase):
     A text stream to a pipe, terminal or socket that never blocks: a message that can't be written
     is lost, and counted. The count is logged as soon as there is room again.
 
-    The file description is shared with others, as the shell and its other children, and so stays as
-    it is: without O_NONBLOCK. A pipe or terminal is opened anew; if that is not allowed, because it
-    belongs to another user, poll(2) is asked before each write.
+    The output is shared with other processes, such as the shell, so it must not get O_NONBLOCK. A
+    pipe or terminal is opened anew. If that is forbidden, because it belongs to another user, then
+    poll(2) is asked before each write.
 
-    @ivar lost: How many messages have been lost since that was last logged.
+    @ivar lost: How many messages have been lost since the count was last logged.
     """
 
     def __init__(self, stream: TextIO, descriptor: int, reactor: Any) -> None:
         """
-        @param stream: Has the encoding.
+        @param stream: The stream that this one replaces.
 
-        @param descriptor: Where to write.
+        @param descriptor: The file descriptor of the output.
 
         @param reactor: Provides C{IReactorTime} and C{IReactorFromThreads}.
         """
@@ -90,7 +89,7 @@ class LogStream(io.TextIOBase):
         self._descriptor = descriptor
         self._reactor = reactor
         self._take = _writer(descriptor)
-        # What is left of a message that was taken in part.
+        # The rest of a message of which a part has been written.
         self._rest = b""
         self._isTelling = False
         self._isRetrying = False
@@ -132,9 +131,9 @@ class LogStream(io.TextIOBase):
 
     def _put(self, data: bytes) -> bool:
         """
-        Write a message, or the beginning of it: the rest comes before the next one.
+        Write a message. If only a part can be written, keep the rest for later.
 
-        @return: Was anything of it written?
+        @return: Whether anything was written.
         """
         self._rest = self._taken(self._rest)
         if self._rest:
@@ -147,7 +146,7 @@ class LogStream(io.TextIOBase):
 
     def _taken(self, data: bytes) -> bytes:
         """
-        Write what there is room for.
+        Write as much as there is room for.
 
         @return: The rest.
         """
@@ -156,14 +155,14 @@ class LogStream(io.TextIOBase):
             while place < len(data):
                 place += self._take(data[place:])
         except OSError:
-            # There is no room, or nobody reads any more.
+            # There is no room, or the reader has gone.
             return data[place:]
         return b""
 
     def _tellLost(self) -> None:
         """
-        Log how many messages have been lost, if there is room for that. It comes back to L{write},
-        in the format of the log.
+        If there is room again, log how many messages have been lost. The log formats that message
+        and passes it to L{write}.
         """
         if self._isTelling or not (self.lost and _hasRoom(self._descriptor)):
             return
@@ -176,7 +175,7 @@ class LogStream(io.TextIOBase):
         finally:
             self._isTelling = False
             if self.lost:
-                # So is that one, which nobody need know.
+                # There was no room for that message. Keep the count.
                 self.lost = count
 
     def _retryLater(self) -> None:
@@ -193,7 +192,7 @@ class LogStream(io.TextIOBase):
 
 def _hasRoom(descriptor: int) -> bool:
     """
-    Would a write be taken, in part at least?
+    Return whether a write would succeed, at least in part.
     """
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
@@ -202,12 +201,12 @@ def _hasRoom(descriptor: int) -> bool:
 
 def _writer(descriptor: int) -> Callable[[bytes], int]:
     """
-    What writes there without blocking: it takes bytes, returns how many were written, and raises
-    C{OSError} if there is no room.
+    Return a function that writes without blocking. It returns how many bytes were written, and
+    raises C{OSError} if there is no room.
     """
     try:
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            # As systemd's: it can't be opened anew, and need not be.
+            # As with systemd's journal. A socket can't be opened anew, and need not be.
             opened = socket.socket(fileno=os.dup(descriptor))
             return lambda data: opened.send(data, socket.MSG_DONTWAIT)
         return partial(os.write, os.open(f"/proc/self/fd/{descriptor}", _FLAGS))

@@ -17,7 +17,8 @@ from kvserver.operations.metrics import Collector
 
 REQUEST_TIMEOUT = 10
 """
-How long a client of the site may be silent, and the body of its request may take, in seconds.
+How long a client of the site may be silent, and how long the body of its request may take, in
+seconds.
 """
 
 LIMITS = Limits(
@@ -83,8 +84,8 @@ class BriefRequest(Request):
 
     def gotLength(self, length: int | None) -> None:
         """
-        The head has come. The body has its time: without an end, it would keep one of the
-        connections for ever.
+        The headers are complete: close the connection after this request. Limit the time of the
+        body: an endless one would hold one of the few connections in L{LIMITS} forever.
         """
         super().gotLength(length)
         self.channel.persistent = False
@@ -100,7 +101,7 @@ class BriefRequest(Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """
-        All has come: answer.
+        The request is complete: answer it.
         """
         self._stopDeadline()
         super().requestReceived(command, path, version)

@@ -261,7 +261,7 @@ def test_leftAlone(tmp_path: Path) -> None:
     closed = (tmp_path / "closed").open("w")
     closed.close()
     with (tmp_path / "log").open("w") as file, open(os.devnull, "w") as null:
-        for stream in file, null, io.StringIO(), object():
+        for stream in file, null, closed, io.StringIO(), None:
             options = {"logFile": stream}
             protectLog(options, MemoryReactorClock())
             assert options["logFile"] is stream
