@@ -102,7 +102,7 @@ class AccessLogFile(Service):
         self._time = time
         self._throttle = LogThrottle(reactor)
         self._file = -1
-        # Is the file that has the path still to be opened?
+        # Whether the file at the path must still be opened.
         self._isDue = False
         self._endsInPartialLine = False
 
@@ -111,7 +111,7 @@ class AccessLogFile(Service):
         Open the file, as the user that C{twistd --uid} has switched to. If that fails, but may
         succeed later, try again at each record.
 
-        @raise CannotStart: The path can't be that of a log. Says why.
+        @raise CannotStart: The path is wrong. The message says why.
         """
         try:
             self._open()
