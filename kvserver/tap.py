@@ -17,6 +17,7 @@ from kvserver import __version__
 from kvserver.configuration import DEFAULT_PORT, Configuration, configure
 from kvserver.listening import inherited
 from kvserver.operations import notify
+from kvserver.operations.logstream import protectLog
 from kvserver.supervision.process import useMonotonicClock
 from kvserver.supervision.supervisor import Supervisor
 from kvserver.tree import assemble
@@ -220,6 +221,8 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
         useMonotonicClock(reactor)
     inherited.forgetEnvironment(os.environ)
     notify.forgetEnvironment(os.environ)
+    if options.parent is not None:
+        protectLog(options.parent, reactor)
     # twistd has no log levels, and would always show the debug messages.
     verbose = options.parent is not None and options.parent.get("logLevel") is LogLevel.debug
     return assemble(options.configuration, reactor, verbose)

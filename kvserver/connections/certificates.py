@@ -2,14 +2,15 @@
 The certificates for TLS: PEM files, checked and tried out.
 """
 
+import errno
 import os
 import re
 import ssl
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
 
 from twisted.logger import Logger
 
@@ -20,12 +21,12 @@ _CERTIFICATE = re.compile(
     re.S,
 )
 
-_PRIVATE_KEY = re.compile(rb"-----BEGIN ([A-Z0-9]+ )*PRIVATE KEY-----")
+_PRIVATE_KEY = re.compile(rb"-----BEGIN [^\r\n]*PRIVATE KEY-----")
 
-_MISMATCHES = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
+_MISMATCHES = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}
 """
-OpenSSL's reasons when the key does not belong to the certificate. The last one occurs with a key
-for RSA-PSS.
+OpenSSL's reasons when the key does not belong to the certificate. "No certificate assigned" is not
+one of them: OpenSSL also gives it for the right key, if one of both is for RSA-PSS alone.
 """
 
 _NO_CHECK_TIME = 0x200000
@@ -83,17 +84,15 @@ class Certificates:
         chain = _certificates("--tls-certificate", self._certificate, certificate)
         key = _read("--tls-private-key", self._privateKey)
         if not _PRIVATE_KEY.search(key):
-            raise BadCertificate(
-                f"--tls-private-key: {self._privateKey!r} is no PEM file of a key that needs no "
-                "passphrase"
-            )
+            raise BadCertificate(f"--tls-private-key: {self._privateKey!r} is no PEM file of a key")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # After a FIN without a close_notify, the rest of the echo must still be sent. OpenSSL
         # before version 3 needs no option for that, and Python does not define one there.
         context.options |= ssl.OP_NO_RENEGOTIATION | getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
         try:
-            with _asFile(certificate) as certificateFile, _asFile(key) as keyFile:
+            text = "\n".join(chain).encode()
+            with _asFile(text) as certificateFile, _asFile(key) as keyFile:
                 context.load_cert_chain(certificateFile, keyFile, _refusePassphrase)
             notBefore, notAfter = _tryOut(context, chain[0])
         except _NeedsPassphrase:
@@ -135,7 +134,7 @@ class Certificates:
             if not _stored(one).cert_store_stats()["x509_ca"]:
                 raise BadCertificate(
                     f"--tls-client-ca: {path!r}: certificate {number} of {len(trusted)} is not "
-                    "that of an authority (CA:FALSE)"
+                    "that of an authority, by its basicConstraints and keyUsage"
                 )
             context.load_verify_locations(cadata=one)
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -178,8 +177,21 @@ def reasonOf(error: Exception) -> str:
 
 
 def _read(option: str, path: str) -> bytes:
+    """
+    Return the content of a file. A FIFO or a terminal is refused: the event loop would wait for it.
+    """
     try:
-        return Path(path).read_bytes()
+        opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            mode = os.fstat(opened).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(mode):
+                raise BadCertificate(f"{option}: {path!r} is no regular file")
+            with open(opened, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(opened)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadCertificate(f"{option}: {path!r} can't be read: {reason}") from error

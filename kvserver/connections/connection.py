@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Callable
 from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -68,6 +69,7 @@ class Connection:
     disconnecting = False
     disconnected = False
     _aborting = False
+    _outputEnded = False
     # Whether a write may go to the socket. If not, it must wait for earlier bytes.
     _mayWriteNow = True
     _host: IAddress | None = None
@@ -215,6 +217,8 @@ class Connection:
         self.connected = False
         self._mayWriteNow = False
         self.poller.forget(self)
+        if self._aborting or (reason is not DONE and not reason.check(ConnectionDone)):
+            self._countUnacknowledged()
         if self._aborting:
             self._linger0()
         self.socket.close()
@@ -239,6 +243,20 @@ class Connection:
                     # both.
                     self.protocol = None
                     self._ended(self)
+
+    def _countUnacknowledged(self) -> None:
+        """
+        Ask the kernel how many bytes the peer has not acknowledged: they will not reach it. A UNIX
+        socket does not know: its C{TIOCOUTQ} is an amount of memory (unix(7)).
+        """
+        try:
+            if self.socket.family != socket.AF_UNIX:
+                # Our FIN takes a sequence number, as a byte does (RFC 9293, section 3.4).
+                fin = int(self._outputEnded)
+                self.record.unacknowledged = max(0, self.queued(TIOCOUTQ) - fin)
+        except OSError:
+            # The socket is gone.
+            return
 
     def _linger0(self) -> None:
         """

@@ -36,7 +36,6 @@ class Output(Connection):
     # Whether writes are collected, to be sent in few segments.
     _isCorked = False
     _outputEnds = False
-    _outputEnded = False
 
     def write(self, data: bytes) -> None:
         """
@@ -48,7 +47,7 @@ class Output(Connection):
             except OSError:
                 # Either the socket is full, or it has an error, which comes again in doWrite.
                 sent = 0
-            self.record.sent += sent
+            self._count(sent)
             if sent == len(data):
                 self._mayWriteNow = not self._isCorked
                 return
@@ -106,7 +105,7 @@ class Output(Connection):
 
     def _count(self, sent: int) -> None:
         """
-        Count waiting bytes that have now been sent.
+        Count bytes that the kernel has taken.
         """
         self.record.sent += sent
 

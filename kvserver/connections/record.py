@@ -66,8 +66,11 @@ class ConnectionRecord:
 
     @ivar received: How many bytes have been received for the protocol.
 
-    @ivar sent: How many bytes of the protocol the kernel has taken. With TLS these are bytes of
-        plain text, counted when the kernel has taken what they were encrypted to.
+    @ivar sent: How many bytes of the protocol were handed to the kernel. With TLS these are bytes
+        of plain text, counted when the kernel has taken what they were encrypted to.
+
+    @ivar unacknowledged: How many bytes the peer's kernel had not acknowledged when the connection
+        was reset or aborted; 0 if the kernel can't say. With TLS these are encrypted bytes.
 
     @ivar unit: What the protocol counts. None: it counts nothing.
 
@@ -78,7 +81,7 @@ class ConnectionRecord:
 
     __slots__ = (
         *("acceptedAt", "client", "reason", "listener", "id", "peer", "received"),
-        *("duration", "sent", "subject", "tls", "unit", "work"),
+        *("duration", "sent", "subject", "tls", "unacknowledged", "unit", "work"),
     )
 
     id: int
@@ -94,8 +97,16 @@ class ConnectionRecord:
         self.reason: CloseReason | None = None
         self.received = 0
         self.sent = 0
+        self.unacknowledged = 0
         self.work = 0
         self.duration: float | None = None
+
+    @property
+    def delivered(self) -> int:
+        """
+        A lower bound of how many bytes of the protocol have reached the peer's kernel.
+        """
+        return max(0, self.sent - self.unacknowledged)
 
     def closeWith(self, reason: CloseReason) -> None:
         """

@@ -2,7 +2,7 @@
 Keeps clients from filling the log.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from twisted.internet.interfaces import IAddress
@@ -29,6 +29,16 @@ several.
 """
 
 
+_MORE = object()
+"""
+The key of all events that are not throttled separately.
+"""
+
+
+def _logMore(count: int) -> None:
+    _log.warn("{count} messages of further sources or reasons are not logged", count=count)
+
+
 class LogThrottle:
     """
     Logs a message at once. As long as its cause continues, it logs the message again once a minute,
@@ -40,29 +50,30 @@ class LogThrottle:
         @param reactor: Provides C{IReactorTime}.
         """
         self._reactor = reactor
-        self._counts: dict[str, int] = {}
+        self._counts: dict[Hashable, int] = {}
 
-    def __call__(self, key: str, log: Callable[[int], None]) -> None:
+    def __call__(self, key: Hashable, log: Callable[[int], None]) -> None:
         """
         Count an event. Log it, unless one with the same key was logged within L{REPEAT_INTERVAL}.
 
-        @param key: Events with the same key are throttled together.
+        @param key: Events with the same key are throttled together. Their messages must be the
+            same, except for the count.
 
         @param log: Logs the message. Called with the number of events since the last call.
         """
         if key not in self._counts and len(self._counts) >= MAX_KEYS:
-            key = "more"
+            key, log = _MORE, _logMore
         if key in self._counts:
             self._counts[key] += 1
         else:
             self._log(key, 1, log)
 
-    def _log(self, key: str, count: int, log: Callable[[int], None]) -> None:
+    def _log(self, key: Hashable, count: int, log: Callable[[int], None]) -> None:
         self._counts[key] = 0
         self._reactor.callLater(REPEAT_INTERVAL, self._expire, key, log)
         log(count)
 
-    def _expire(self, key: str, log: Callable[[int], None]) -> None:
+    def _expire(self, key: Hashable, log: Callable[[int], None]) -> None:
         count = self._counts.pop(key)
         if count:
             self._log(key, count, log)
@@ -70,7 +81,8 @@ class LogThrottle:
 
 class SourceLog:
     """
-    Logs the warnings that a client can cause. Each is logged at most once a minute for each source.
+    Logs the warnings that a client can cause. Each is logged at most once a minute for each source
+    and reason.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -86,13 +98,14 @@ class SourceLog:
         @param address: The client's address.
 
         @param text: The format of the warning. C{source} in it becomes the source. Warnings with
-            the same format and source are throttled together.
+            the same format, source and C{reason} are throttled together.
 
-        @param fields: The other fields of the format.
+        @param fields: The other fields of the format. C{reason} has one of a few values. No field
+            has a value that a client can choose freely.
         """
         source = sourceKey(address) or "a UNIX socket"
         self._throttle(
-            f"{source} {text}",
+            (source, text, fields.get("reason")),
             lambda count: _log.warn(
                 text + REPEATED[count > 1], source=source, count=count, **fields
             ),

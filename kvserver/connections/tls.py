@@ -67,8 +67,8 @@ class TLSTransport(Transport):
         """
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        # For each part that waits to be sent: how many encrypted bytes are left of it, and its size
-        # in plain text.
+        # For each part that the kernel has not taken: how many encrypted bytes are left of it, and
+        # its size in plain text.
         self._parts: deque[tuple[int, int]] = deque()
 
     def receive(self) -> bytes:
@@ -196,23 +196,13 @@ class TLSTransport(Transport):
 
         @param size: Their size in plain text.
         """
-        sent = 0
-        if self._mayWriteNow:
-            try:
-                sent = self.socket.send(sealed)
-            except OSError:
-                # Either the socket is full, or it has an error, which comes again in doWrite.
-                sent = 0
-            if sent == len(sealed):
-                self.record.sent += size
-                self._mayWriteNow = not self._isCorked
-                return
-        self._parts.append((len(sealed) - sent, size))
-        self._bufferData(memoryview(sealed)[sent:])
+        if sealed:
+            self._parts.append((len(sealed), size))
+            super().write(sealed)
 
     def _count(self, sent: int) -> None:
         """
-        Count waiting bytes that have now been sent. A part is counted when all of it has been sent.
+        Count bytes that the kernel has taken. A part is counted when all of it was taken.
         """
         while sent:
             left, size = self._parts[0]

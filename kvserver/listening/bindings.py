@@ -8,7 +8,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
@@ -43,7 +43,14 @@ class CannotListen(CannotListenError):
 
     def __str__(self) -> str:
         where = f"{self.interface} port {self.port}" if self.port is not None else self.interface
-        return f"Cannot listen on {where.strip()}: {self.socketError.strerror}"
+        return f"Cannot listen on {where.strip()}: {reasonOf(self.socketError)}"
+
+
+def reasonOf(error: BaseException) -> str:
+    """
+    Return what an exception says. If it says nothing, return the name of its class.
+    """
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _wildcardFor(interface: str) -> str:
@@ -257,6 +264,23 @@ class UNIXBinding:
                 _unlink(self.path, self._identity)
 
 
+_DOES_MORE = "this endpoint does more than to listen on a socket"
+
+
+class _NoProtocols(ServerFactory):
+    """
+    Given to an endpoint whose socket we take over: the endpoint must not serve anybody itself.
+    """
+
+    def buildProtocol(self, addr: object) -> NoReturn:
+        """
+        Fail. Some endpoints, such as C{stdio:}, ask for a protocol as soon as they listen.
+
+        @raise OSError: Always.
+        """
+        raise OSError(_DOES_MORE)
+
+
 @implementer(IBinding)
 class EndpointBinding:
     """
@@ -296,16 +320,15 @@ class EndpointBinding:
         @raise CannotListenError: The endpoint can't listen, or not at once, or its port has no
             socket.
         """
-        factory = ServerFactory()
+        factory = _NoProtocols()
         outcome: list[Any] = []
         maybeDeferred(self._endpoint.listen, factory).addBoth(outcome.append)
         if outcome and isinstance(outcome[0], Failure):
             error = outcome[0].value
             reason = getattr(error, "socketError", error)
-            raise CannotListen(self.description, None, OSError(0, str(reason))) from error
+            raise CannotListen(self.description, None, reason) from error
         if not (outcome and isinstance(outcome[0], Port) and outcome[0].factory is factory):
-            reason = "this endpoint does more than to listen on a socket"
-            raise CannotListen(self.description, None, OSError(0, reason))
+            raise CannotListen(self.description, None, OSError(_DOES_MORE))
         # Keep the port: it may hold something else, such as a lock file.
         (self._port,) = outcome
         self._port.stopReading()

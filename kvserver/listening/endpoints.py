@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from kvserver.interfaces import IBinding
-from kvserver.listening.bindings import BACKLOG, EndpointBinding, TCPBinding, UNIXBinding
+from kvserver.listening.bindings import BACKLOG, EndpointBinding, TCPBinding, UNIXBinding, reasonOf
 from kvserver.listening.grammar import escape, parseArguments
 from kvserver.listening.inherited import InheritedBinding, findSocket
 
@@ -62,7 +62,7 @@ def _endpoint(description: str, reactor: Any) -> EndpointBinding:
         return EndpointBinding(description, reactor)
     except Exception as error:
         meant = _meant(description)
-        reason = f"instead of {description!r} write {meant}" if meant else str(error)
+        reason = f"instead of {description!r} write {meant}" if meant else reasonOf(error)
         raise ValueError(f"not an endpoint: {reason}") from error
 
 

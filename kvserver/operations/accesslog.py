@@ -5,17 +5,19 @@ One record per connection, as a line of JSON (RFC 8259).
 import errno
 import json
 import os
+import stat
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 from kvserver.connections.addresses import formatAddress
 from kvserver.connections.record import ConnectionRecord
 from kvserver.connections.throttle import REPEATED, LogThrottle
+from kvserver.operations.logfile import openLog
 from kvserver.supervision.supervisor import CannotStart
 
 _log = Logger(namespace="kvserver.accesslog")
@@ -38,7 +40,7 @@ def formatRecord(record: ConnectionRecord, now: float) -> str:
             "subject": record.subject,
             **({} if record.unit is None else {record.unit: record.work}),
             "bytes_in": record.received,
-            "bytes_out": record.sent,
+            "bytes_out": record.delivered,
             "seconds": round(record.duration or 0.0, 6),
             "reason": record.reason and record.reason.value,
         }
@@ -68,10 +70,23 @@ class AccessLogStream(Service):
         """
 
 
+_WRONG_AS_WRITTEN = {
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+}
+"""
+Errors that mean that the path is wrong. The cause of any other error may go away while the daemon
+runs: permissions, a full or read-only disk, a FIFO without a reader, somebody's symbolic link.
+"""
+
+
 class AccessLogFile(Service):
     """
     An access log that goes to a file. It never waits for the file: if a record can't be written, it
-    is lost. That is logged at most once a minute, with a count.
+    is lost. That is logged at most once a minute for each reason, with a count.
     """
 
     def __init__(self, path: str, time: Callable[[], float], reactor: Any) -> None:
@@ -87,20 +102,31 @@ class AccessLogFile(Service):
         self._time = time
         self._throttle = LogThrottle(reactor)
         self._file = -1
+        # Whether the file at the path must still be opened.
+        self._isDue = False
+        self._endsInPartialLine = False
 
     def startService(self) -> None:
         """
-        Open the file, as the user that C{twistd --uid} has switched to.
+        Open the file, as the user that C{twistd --uid} has switched to. If that fails, but may
+        succeed later, try again at each record.
 
-        @raise CannotStart: The file can't be written. The message says why.
+        @raise CannotStart: The path is wrong. The message says why.
         """
         try:
-            self._file = self._open()
+            self._open()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise CannotStart(
-                f"kvserver: --access-log: {self._path!r} can't be written: {reason}"
-            ) from None
+            if not isinstance(error, OSError) or error.errno in _WRONG_AS_WRITTEN:
+                raise CannotStart(
+                    f"kvserver: --access-log: {self._path!r} can't be written: {reason}"
+                ) from None
+            self._isDue = True
+            _log.warn(
+                "--access-log: {path} can't be opened: {reason}. Trying again at each record",
+                path=self._path,
+                reason=reason,
+            )
         super().startService()
 
     def stopService(self) -> None:
@@ -108,51 +134,45 @@ class AccessLogFile(Service):
         Close the file.
         """
         super().stopService()
+        self._isDue = False
+        self._close()
+
+    def _close(self) -> None:
         opened, self._file = self._file, -1
         if opened >= 0:
             os.close(opened)
 
-    def _open(self) -> int:
-        # Without O_NONBLOCK, the daemon would hang on a FIFO that nobody reads.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        opened = os.open(self._path, flags, 0o640)
-        self._endsInPartialLine = self._hasPartialLine()
-        return opened
+    def _open(self) -> None:
+        """
+        Open the file at the path, and close the old one.
 
-    def _hasPartialLine(self) -> bool:
+        @raise OSError: The file can't be opened. The old one stays open.
         """
-        Return whether the file ends in the middle of a line, because the disk was full.
-        """
-        try:
-            if not os.path.isfile(self._path):
-                return False
-            with open(self._path, "rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - 1))
-                return file.read() not in (b"", b"\n")
-        except OSError:
-            return False
+        opened = openLog(self._path)
+        self._close()
+        self._file = opened
+        self._isDue = False
+        self._endsInPartialLine = _endsInPartialLine(opened)
 
     def reopen(self) -> None:
         """
-        Open the file at the path again, since a log rotation has renamed the old one. If that
-        fails, the old file stays in use.
+        Open the file at the path again, since a log rotation has renamed the old one. Until that
+        succeeds, the old file stays in use.
         """
+        self._isDue = True
         try:
             self._openAgain()
         except OSError as error:
-            _log.error(
-                "--access-log: {path} can't be opened again: {reason}",
+            _log.emit(
+                LogLevel.error if error.errno in _WRONG_AS_WRITTEN else LogLevel.warn,
+                "--access-log: {path} can't be opened again: {reason}. Trying again at each record",
                 path=self._path,
                 reason=error.strerror,
             )
-        else:
-            _log.info("--access-log: {path} has been opened again", path=self._path)
 
     def _openAgain(self) -> None:
-        opened = self._open()
-        os.close(self._file)
-        self._file = opened
+        self._open()
+        _log.info("--access-log: {path} has been opened again", path=self._path)
 
     def report(self, record: ConnectionRecord) -> None:
         """
@@ -161,7 +181,8 @@ class AccessLogFile(Service):
         try:
             self._write(formatRecord(record, self._time()).encode() + b"\n")
         except OSError as error:
-            self._throttle("", partial(self._complain, str(error.strerror)))
+            reason = str(error.strerror)
+            self._throttle(reason, partial(self._complain, reason))
 
     def _complain(self, reason: str, count: int) -> None:
         text = "--access-log: {path} can't be written: {reason}"
@@ -173,12 +194,42 @@ class AccessLogFile(Service):
 
         @raise OSError: The data can't be written, or only a part of it.
         """
-        if not os.fstat(self._file).st_nlink:
-            # The file has been removed: nobody will read what is written to it.
-            self._openAgain()
+        if self._isDue or self._isRemoved():
+            try:
+                self._openAgain()
+            except OSError:
+                if self._isRemoved():
+                    raise
         if self._endsInPartialLine:
             # End the partial line, so that this record has a line of its own.
             data = b"\n" + data
-        self._endsInPartialLine = os.write(self._file, data) < len(data)
-        if self._endsInPartialLine:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        # If the kernel takes only a part, it says why when it gets the rest.
+        place = 0
+        try:
+            while place < len(data):
+                place += os.write(self._file, data[place:])
+        finally:
+            if place:
+                self._endsInPartialLine = data[place - 1 : place] != b"\n"
+
+    def _isRemoved(self) -> bool:
+        """
+        Return whether no file is open, or one that has been removed: nobody would read it.
+        """
+        return self._file < 0 or not os.fstat(self._file).st_nlink
+
+
+def _endsInPartialLine(opened: int) -> bool:
+    """
+    Return whether the file ends in the middle of a line, because the disk was full.
+    """
+    try:
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            return False
+        # Open it anew: it was opened for writing only. Reading it may be forbidden.
+        with open(f"/proc/self/fd/{opened}", "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read() not in (b"", b"\n")
+    except OSError:
+        return False

@@ -208,7 +208,8 @@ class Notifier(Service):
                     # Clients must not wait for the manager, so this never blocks.
                     self._reactor.callLater(RETRY, self._send, manager)
                     return
-                self._throttle(address, partial(self._complain, address, error))
+                key = address, error.errno
+                self._throttle(key, partial(self._complain, address, error))
             del self._unsent[0]
 
     def _complain(self, address: str, error: OSError, count: int) -> None:

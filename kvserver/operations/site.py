@@ -7,6 +7,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
@@ -15,7 +17,8 @@ from kvserver.operations.metrics import Collector
 
 REQUEST_TIMEOUT = 10
 """
-How long a client of the site may be silent, in seconds.
+How long a client of the site may be silent, and how long the body of its request may take, in
+seconds.
 """
 
 LIMITS = Limits(
@@ -27,11 +30,6 @@ LIMITS = Limits(
 """
 The limits on the site's own connections. They must not use up the file descriptors that the served
 protocol needs.
-"""
-
-MAX_BODY_SIZE = 64 * 1024
-"""
-The longest body of a request that is accepted, in bytes. Nothing reads the body.
 """
 
 TEXT = "text/plain; charset=utf-8"
@@ -82,24 +80,42 @@ class BriefRequest(Request):
     A request whose body is dropped, and which is the last one of its connection.
     """
 
-    _bodySize = 0
+    _deadline: IDelayedCall | None = None
 
     def gotLength(self, length: int | None) -> None:
         """
-        The headers are complete: close the connection after this request.
+        The headers are complete: close the connection after this request. Limit the time of the
+        body: an endless one would hold one of the few connections in L{LIMITS} forever.
         """
         super().gotLength(length)
         self.channel.persistent = False
         self.setHeader("Connection", "close")
+        if length != 0:
+            abort = self.channel.forceAbortClient
+            self._deadline = self.channel.callLater(REQUEST_TIMEOUT, abort)
 
     def handleContentChunk(self, data: bytes) -> None:
         """
-        Drop a part of the body. If the body is too long, reset the connection: an endless body
-        would hold one of the few connections in L{LIMITS} forever.
+        Drop a part of the body.
         """
-        self._bodySize += len(data)
-        if self._bodySize > MAX_BODY_SIZE:
-            self.channel.forceAbortClient()
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """
+        The request is complete: answer it.
+        """
+        self._stopDeadline()
+        super().requestReceived(command, path, version)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The client has gone.
+        """
+        self._stopDeadline()
+        super().connectionLost(reason)
+
+    def _stopDeadline(self) -> None:
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
 
 
 class QuietSite(Site):

@@ -3,7 +3,9 @@ Certificates and keys from files: what can serve does, in a handshake in memory,
 refused in one line.
 """
 
+import base64
 import contextlib
+import os
 import re
 import ssl
 from collections.abc import Callable
@@ -11,8 +13,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import NameOID
 from twisted.logger import LogLevel, capturedLogs
 
 from kvserver.connections.certificates import BadCertificate, Certificates
@@ -284,7 +288,8 @@ def test_wrongKey(authority: Authority, make: Callable[[], PrivateKey], reason: 
 @pytest.mark.parametrize("wrong", ["rsa", "ec", "pss", "ed25519"])
 def test_wrongKeyOfAnyKind(authority: Authority, right: str, wrong: str) -> None:
     """
-    Also if it is for RSA-PSS, or of another kind than the certificate is for.
+    Also if it is for RSA-PSS, or of another kind than the certificate is for. Both files are named,
+    and the reason is OpenSSL's: it can't tell a key for another kind of signature from a wrong one.
     """
 
     def issue(name: str, kind: str) -> Identity:
@@ -299,11 +304,74 @@ def test_wrongKeyOfAnyKind(authority: Authority, right: str, wrong: str) -> None
 
     certificate, _ = issue("one", right)
     _, key = issue("other", wrong)
-    assert re.fullmatch(
-        f"--tls-private-key: '{key}' is not the key of the certificate in '{certificate}': "
-        "[a-z][a-z ]+[a-z]",
-        reasonFor(certificate, key),
+    if right == wrong:
+        expected = f"--tls-private-key: '{key}' is not the key of the certificate in "
+        expected += f"'{certificate}': key values mismatch"
+    else:
+        expected = f"--tls-certificate: '{certificate}' can't be used with --tls-private-key: "
+        expected += f"'{key}': no certificate assigned"
+    assert reasonFor(certificate, key) == expected
+
+
+def asPSS(key: rsa.RSAPrivateKey) -> bytes:
+    """
+    The same key, for RSA-PSS alone: PKCS #8 (RFC 5958) with the algorithm of RFC 4055.
+    """
+
+    def field(tag: int, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        size = len(content)
+        return bytes([tag, 0x82]) + size.to_bytes(2, "big") + content
+
+    inner = key.private_bytes(serialization.Encoding.DER, TRADITIONAL, serialization.NoEncryption())
+    algorithm = field(0x30, bytes.fromhex("06092a864886f70d01010a"))
+    return armored(field(0x30, b"\x02\x01\x00", algorithm, field(0x04, inner)))
+
+
+def armored(der: bytes) -> bytes:
+    """
+    The PEM of a private key.
+    """
+    text = base64.encodebytes(der)
+    return b"-----BEGIN PRIVATE KEY-----\n" + text + b"-----END PRIVATE KEY-----\n"
+
+
+def test_rightKeyOfAnotherKind(authority: Authority) -> None:
+    """
+    The key of the certificate, but for RSA-PSS alone, is not called another's: nobody knows that.
+    """
+    key = rsaKey()
+    certificate, keyFile = authority.issue("one", key=key)
+    keyFile.write_bytes(asPSS(key))
+    assert reasonFor(certificate, keyFile) == (
+        f"--tls-certificate: '{certificate}' can't be used with --tls-private-key: '{keyFile}': "
+        "no certificate assigned"
     )
+
+
+def test_keyThatIsUnknown(authority: Authority) -> None:
+    """
+    A key of a kind that this OpenSSL does not know, or that is not the certificate's, as one of
+    ML-DSA (RFC 9881), is not called encrypted, nor no key at all.
+    """
+    certificate, keyFile = authority.issue("one")
+    seed = b"\x80\x20" + bytes(32)
+    algorithm = bytes.fromhex("300b0609608648016503040311")
+    rest = b"\x02\x01\x00" + algorithm + b"\x04" + bytes([len(seed)]) + seed
+    keyFile.write_bytes(armored(b"\x30" + bytes([len(rest)]) + rest))
+    reason = reasonFor(certificate, keyFile)
+    assert f"--tls-private-key: '{keyFile}'" in reason
+    assert "passphrase" not in reason
+    assert "no PEM file" not in reason
+
+
+def test_indented(authority: Authority, identity: Identity) -> None:
+    """
+    Blanks before a certificate do no harm: least of all is the key blamed for them.
+    """
+    certificate, key = identity
+    certificate.write_bytes(b"  " + certificate.read_bytes())
+    assert served(load(certificate, key), authority.client())
 
 
 def inSecondLine(block: bytes, damage: bytes) -> bytes:
@@ -451,14 +519,58 @@ def test_noAuthority(tmp_path: Path, authority: Authority, identity: Identity) -
     """
     certificate, key = identity
     assert reasonFor(certificate, key, certificate) == (
-        f"--tls-client-ca: '{certificate}': certificate 1 of 1 is not that of an authority "
-        "(CA:FALSE)"
+        f"--tls-client-ca: '{certificate}': certificate 1 of 1 is not that of an authority, "
+        "by its basicConstraints and keyUsage"
     )
     trusted = tmp_path / "trusted.pem"
     trusted.write_bytes(authority.certificate.read_bytes() + certificate.read_bytes())
     assert reasonFor(certificate, key, trusted) == (
-        f"--tls-client-ca: '{trusted}': certificate 2 of 2 is not that of an authority (CA:FALSE)"
+        f"--tls-client-ca: '{trusted}': certificate 2 of 2 is not that of an authority, "
+        "by its basicConstraints and keyUsage"
     )
+
+
+def test_authorityThatMayNotSign(tmp_path: Path, authority: Authority, identity: Identity) -> None:
+    """
+    An authority whose keyUsage does not let it sign certificates is none, and is not said to have
+    CA:FALSE, which it has not.
+    """
+    key = ecKey()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an authority that may not sign")])
+    now = datetime.now(timezone.utc)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(x509.BasicConstraints(True, None), critical=True)
+    usage = x509.KeyUsage(True, *[False] * 8)
+    signed = builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
+    path = tmp_path / "mute.pem"
+    path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    reason = reasonFor(*identity, path)
+    assert "is not that of an authority, by its basicConstraints and keyUsage" in reason
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["FIFO", "terminal", "/dev/null"])
+def test_noRegularFile(
+    tmp_path: Path, authority: Authority, identity: Identity, which: int, kind: str
+) -> None:
+    """
+    A FIFO, a terminal and a device are refused: the event loop would wait for them, or read for
+    ever.
+    """
+    files = [*identity, authority.certificate]
+    controller, terminal = os.openpty()
+    files[which] = tmp_path / "FIFO"
+    if kind == "FIFO":
+        os.mkfifo(files[which])
+    else:
+        files[which].symlink_to(os.ttyname(terminal) if kind == "terminal" else kind)
+    option = ("--tls-certificate", "--tls-private-key", "--tls-client-ca")[which]
+    before = len(os.listdir("/proc/self/fd"))
+    assert reasonFor(*files) == f"{option}: '{files[which]}' is no regular file"
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(controller)
+    os.close(terminal)
 
 
 def test_noCertificateOfAuthority(tmp_path: Path, identity: Identity) -> None:

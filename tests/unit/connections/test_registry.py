@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from kvserver.connections.addresses import sourceKey
 from kvserver.connections.limits import RESERVED_FDS, Limits, maxConnectionsAllowed
 from kvserver.connections.record import CloseReason
-from kvserver.connections.throttle import MAX_KEYS, REPEAT_INTERVAL, LogThrottle
+from kvserver.connections.throttle import MAX_KEYS, REPEAT_INTERVAL, LogThrottle, SourceLog
 from tests.support.memory import PLENTY, MemoryServer, Pair, RecorderFactory
 
 
@@ -267,17 +267,56 @@ def test_oncePerMinute() -> None:
 
 def test_oncePerMinuteForMany() -> None:
     """
-    There is an end to what is kept: past it all that is new is one.
+    There is an end to what is kept: past it all that is new is one, and is not taken for the first
+    of them.
     """
     clock = Clock()
     logged: list[int] = []
     once = LogThrottle(clock)
-    for number in range(MAX_KEYS + 100):
-        once(str(number), logged.append)
-    assert logged == [1] * (MAX_KEYS + 1)
-    assert len(clock.getDelayedCalls()) == MAX_KEYS + 1
-    clock.advance(REPEAT_INTERVAL)
-    assert logged[MAX_KEYS + 1 :] == [99]
+    with capturedLogs() as logs:
+        for number in range(MAX_KEYS + 100):
+            once(str(number), logged.append)
+        assert logged == [1] * MAX_KEYS
+        assert len(clock.getDelayedCalls()) == MAX_KEYS + 1
+        clock.advance(REPEAT_INTERVAL)
+    assert logged == [1] * MAX_KEYS
+    assert [(event["log_level"], event["count"]) for event in logs] == [
+        (LogLevel.warn, 1),
+        (LogLevel.warn, 99),
+    ]
+
+
+def test_eachReasonForItself() -> None:
+    """
+    Two reasons of one source are two warnings, each with its own count; so are two sources.
+    """
+    clock = Clock()
+    source = SourceLog(clock)
+    one, two = (IPv4Address("TCP", f"192.0.2.{number}", 1024) for number in (1, 2))
+    with capturedLogs() as logs:
+        for reason in ["broken", *["too long"] * 7, "broken"]:
+            source.warn(one, "{source} refused: {reason}", reason=reason)
+        source.warn(two, "{source} refused: {reason}", reason="broken")
+        clock.advance(REPEAT_INTERVAL)
+    assert [(event["source"], event["reason"], event["count"]) for event in logs] == [
+        ("192.0.2.1", "broken", 1),
+        ("192.0.2.1", "too long", 1),
+        ("192.0.2.2", "broken", 1),
+        ("192.0.2.1", "broken", 1),
+        ("192.0.2.1", "too long", 6),
+    ]
+
+
+def test_nothingOfAClientInTheKey() -> None:
+    """
+    What only a port or the rest of a /64 tells apart is one source.
+    """
+    source = SourceLog(Clock())
+    with capturedLogs() as logs:
+        for number in range(100):
+            peer = IPv6Address("TCP", f"2001:db8::{number:x}", 1024 + number)
+            source.warn(peer, "{source} refused: {reason}", reason="broken")
+    assert [event["source"] for event in logs] == ["2001:db8::/64"]
 
 
 # Time-outs.

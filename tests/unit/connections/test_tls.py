@@ -4,16 +4,21 @@ and cut anywhere.
 """
 
 import contextlib
+import fcntl
 import resource
 import select
 import socket
 import ssl
+import struct
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from termios import FIONREAD
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import LogLevel, capturedLogs
 
@@ -22,11 +27,12 @@ from kvserver.connections.handshake import HANDSHAKE_TIMEOUT
 from kvserver.connections.limits import Limits
 from kvserver.connections.record import CloseReason
 from kvserver.connections.stage import CLOSE_TIMEOUT
+from kvserver.connections.throttle import REPEAT_INTERVAL
 from kvserver.connections.tls import RECEIVE_SIZE, TLSTransport
 from kvserver.listening.route import Route
 from tests.support.clients import LINES
-from tests.support.memory import MemoryServer, Pair, RecorderFactory, Watched
-from tests.support.wires import Authority
+from tests.support.memory import CLIENT_ADDRESS, MemoryServer, Pair, RecorderFactory, Watched
+from tests.support.wires import Authority, pem
 
 RECORD = b"x" * (16 * 1024 - 1) + b"\n"
 """
@@ -777,6 +783,38 @@ def test_countersAtTheEnd(memoryServer: TLSServer, abort: bool) -> None:
     assert memoryServer.connections.counts() == before
 
 
+class TLSServerOverTCP(TLSServer):
+    """
+    A memoryServer whose kernel knows what the peer's has acknowledged.
+    """
+
+    def enter(self, address: IAddress = CLIENT_ADDRESS, overTCP: bool = True) -> Pair:
+        """
+        See L{MemoryServer}.
+        """
+        return super().enter(address, overTCP)
+
+
+@pytest.mark.parametrize("chunk", [b"x\n", LINES[:100_000]])
+def test_unacknowledged(certificates: Certificates, context: ssl.SSLContext, chunk: bytes) -> None:
+    """
+    What the peer's kernel had not acknowledged when the connection was reset is not delivered: at
+    least what has come is known, and the counter stays.
+    """
+    memoryServer = TLSServerOverTCP(certificates, context)
+    visitor = memoryServer.visit()
+    visitor.stick(chunk * (100_000 // len(chunk)))
+    before = memoryServer.connections.counts()
+    # All that has come to the peer's kernel, which is more than what is known to have come.
+    visitor.read(struct.unpack("i", fcntl.ioctl(visitor.peer, FIONREAD, bytes(4)))[0])
+    visitor.pair.transport.abortConnection()
+    memoryServer.passes(0.1)
+    record = visitor.pair.record
+    assert record.delivered <= len(visitor.received) < record.sent
+    assert memoryServer.connections.counts() == before
+    memoryServer.close()
+
+
 # A socket that takes nothing.
 
 
@@ -959,6 +997,81 @@ def test_handshakeEndsEarly(memoryServer: TLSServer, place: int) -> None:
     (record,) = memoryServer.ended
     assert [event["log_level"] for event in logs] == [LogLevel.warn] * bool(place)
     assert record.reason is (CloseReason.HANDSHAKE_FAILED if place else CloseReason.CLIENT_CLOSED)
+
+
+def test_handshakeEndsAfterOurFlight(memoryServer: TLSServer) -> None:
+    """
+    So it is when the client has got our part of it.
+    """
+    visitor = Visitor(memoryServer)
+    with capturedLogs() as logs:
+        visitor.peer.sendall(visitor.flight())
+        memoryServer.settle()
+        visitor.listen()
+        visitor.peer.shutdown(socket.SHUT_WR)
+        memoryServer.settle()
+    (event,) = logs
+    assert event["log_level"] == LogLevel.warn
+    assert event["reason"] == "the client has ended the connection"
+    assert [record.reason for record in memoryServer.ended] == [CloseReason.HANDSHAKE_FAILED]
+
+
+def refusals(memoryServer: TLSServer) -> list[str]:
+    """
+    Let a client try to shake hands.
+
+    @return: The warnings.
+    """
+    visitor = Visitor(memoryServer)
+    with capturedLogs() as logs:
+        with contextlib.suppress(ssl.SSLError):
+            visitor.shakeHands()
+        memoryServer.settle()
+    assert {event["log_level"] for event in logs} <= {LogLevel.warn}
+    return [event["log_format"].format(**event) for event in logs]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_refusedClients(tmp_path: Path, authority: Authority, version: ssl.TLSVersion) -> None:
+    """
+    It is logged why a client's certificate is refused, in OpenSSL's words, and never whose it is;
+    each reason is a warning of its own, and is repeated as that.
+    """
+    certificate, own = authority.issue("own")
+    certificates = Certificates(str(certificate), str(own), str(authority.certificate))
+    stranger = Authority(tmp_path / "stranger", "S3CR3T authority")
+    lone = Authority(tmp_path / "lone", "S3CR3T lone")
+    # The certificate of an authority is signed by itself.
+    key = tmp_path / "lone.key"
+    key.write_bytes(pem(lone._key))
+    texts = []
+    memoryServer = TLSServer(certificates, authority.client())
+    failed = "TLS handshake with 192.0.2.1 failed: "
+    for identity, expected in (
+        (None, "peer did not return a certificate"),
+        (stranger.issue("S3CR3T stranger"), "certificate verify failed: unable to get "),
+        (authority.issue("S3CR3T expired", days=-1), "certificate verify failed: certificate has "),
+        ((lone.certificate, key), "certificate verify failed: self"),
+    ):
+        context = authority.client(identity)
+        context.minimum_version = context.maximum_version = version
+        memoryServer.context = context
+        for number in range(3):
+            told = refusals(memoryServer)
+            if not number:
+                assert len(told) == 1
+                assert told[0].startswith(failed + expected)
+                texts += told
+            else:
+                assert told == []
+    assert len(set(texts)) == 4
+    with capturedLogs() as logs:
+        memoryServer.clock.advance(REPEAT_INTERVAL)
+    assert [event["log_format"].format(**event) for event in logs] == [
+        f"{text} (2 times in a minute)" for text in texts
+    ]
+    assert "S3CR3T" not in repr([*texts, *logs])
+    memoryServer.close()
 
 
 def test_idle(certificates: Certificates, context: ssl.SSLContext) -> None:

@@ -3,8 +3,11 @@ The transport and its farewell: over socket pairs, turn by turn.
 """
 
 import contextlib
+import fcntl
 import socket
+import struct
 import termios
+import time
 import weakref
 
 import pytest
@@ -25,10 +28,11 @@ from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer
 from zope.interface.verify import verifyObject
 
-from kvserver.connections.record import CloseReason
+from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.stage import CLOSE_TIMEOUT, READ_SIZE, Farewell
 from kvserver.connections.transport import Transport
 from kvserver.interfaces import IDrainable
+from tests.support.daemon import waitFor
 from tests.support.memory import PLENTY, MemoryServer, Pair, Recorder
 
 LOST = Failure(ConnectionLost())
@@ -47,6 +51,30 @@ def exhaust(peer: socket.socket) -> None:
     """
     while peer.recv(1 << 20):
         pass
+
+
+def received(pair: Pair) -> int:
+    """
+    How many bytes the peer's kernel has for the peer.
+    """
+    (count,) = struct.unpack("i", fcntl.ioctl(pair.peer, termios.FIONREAD, bytes(4)))
+    return int(count)
+
+
+def queued(pair: Pair) -> int:
+    """
+    How many bytes our kernel has for the peer's.
+    """
+    return pair.transport.queued(termios.TIOCOUTQ) - pair.transport._outputEnded
+
+
+def isFull(pair: Pair) -> bool:
+    """
+    Has the peer's kernel taken all that it takes?
+    """
+    before = received(pair), queued(pair)
+    time.sleep(0.1)
+    return before == (received(pair), queued(pair))
 
 
 def halfCloseable(pair: Pair) -> None:
@@ -789,6 +817,55 @@ class TestRecord:
             pair.record.reason = before
             pair.transport.connectionLost(Failure(reason))
             assert pair.record.reason is (before or ending)
+
+    @pytest.mark.parametrize("end", ["reset", "abort", "reset after our FIN"])
+    def test_unacknowledged(self, server: MemoryServer, end: str) -> None:
+        """
+        Of a connection that is cut, those bytes were not delivered that the peer's kernel had not
+        acknowledged; that they were handed to the kernel stays true.
+        """
+        pair = server.enter(overTCP=True)
+        halfCloseable(pair)
+        fill(pair)
+        if end == "reset after our FIN":
+            pair.transport.loseWriteConnection()
+            while not pair.transport._outputEnded:
+                server.turn()
+                pair.peer.recv(1 << 10)
+        waitFor(lambda: isFull(pair), "all that the peer's kernel takes")
+        sent = pair.record.sent
+        there = sent - queued(pair)
+        assert received(pair) <= there
+        if end == "abort":
+            pair.transport.abortConnection()
+        else:
+            pair.reset()
+        server.turn()
+        server.passes(0.1)
+        assert pair.transport.disconnected
+        assert pair.record.delivered == there < sent
+        assert pair.record.sent == sent == server.connections.counts()[2]
+
+    def test_delivered(self, server: MemoryServer) -> None:
+        """
+        What an orderly end leaves to the kernel is delivered, and what a UNIX socket had taken.
+        """
+        orderly, unix = server.enter(overTCP=True), server.enter()
+        orderly.transport.write(b"x" * 1000)
+        orderly.peer.shutdown(socket.SHUT_WR)
+        unix.transport.write(b"x" * 1000)
+        unix.reset()
+        while len(server.ended) < 2:
+            server.turn()
+        assert {record.delivered for record in server.ended} == {1000}
+
+    def test_neverBelowZero(self) -> None:
+        """
+        With TLS more may be unacknowledged than was sent for the protocol.
+        """
+        record = ConnectionRecord("tls:tcp:0", UNIXAddress(None))
+        record.sent, record.unacknowledged = 2, 24
+        assert record.delivered == 0
 
     def test_idle(self, server: MemoryServer) -> None:
         """

@@ -356,6 +356,32 @@ def test_endpointWithoutSocket(description: str) -> None:
         parseEndpoint(description).listen()
 
 
+def test_endpointThatServesAtOnce() -> None:
+    """
+    It is said why.
+    """
+    with pytest.raises(CannotListen) as caught:
+        parseEndpoint("stdio:").listen()
+    reason = "this endpoint does more than to listen on a socket"
+    assert str(caught.value) == f"Cannot listen on stdio:: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(98, "Address already in use"), "Address already in use"),
+        (OSError("AF_UNIX path too long"), "AF_UNIX path too long"),
+        (ValueError("no port"), "no port"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_alwaysAReason(error: Exception, reason: str) -> None:
+    """
+    An exception that says nothing is at least named.
+    """
+    assert str(CannotListen("tcp:0", None, error)) == f"Cannot listen on tcp:0: {reason}"
+
+
 # Descriptions.
 
 

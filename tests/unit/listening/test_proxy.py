@@ -458,6 +458,29 @@ def test_fails() -> None:
     assert server.poller.getReaders() == [two.transport.stage]
 
 
+def test_eachReason() -> None:
+    """
+    Two reasons of one balancer are two warnings, each with its own count.
+    """
+    server = MemoryServer(trusted=LOOPBACK)
+    tooLong = v2(0x21, 0x11, bytes(12))[:14] + b"\xff\xff"
+
+    def babble() -> None:
+        for header in [b"hello\n", *[tooLong] * 7]:
+            server.enter(BALANCER).peer.sendall(header)
+            server.turn()
+
+    one, two = (
+        f"PROXY header from 127.0.0.1 refused: {reason}"
+        for reason in (
+            "it begins like neither version",
+            f"version 2 announces more than {MAX_LENGTH_V2} bytes",
+        )
+    )
+    assert logged(babble) == [one, two]
+    assert logged(lambda: server.clock.advance(REPEAT_INTERVAL)) == [f"{two} (6 times in a minute)"]
+
+
 @pytest.mark.parametrize("where", ["in the kernel", "in the daemon"])
 def test_drain(where: str) -> None:
     """

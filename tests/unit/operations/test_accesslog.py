@@ -2,6 +2,7 @@
 The records of connections, and where they are written.
 """
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,8 @@ from kvserver.connections.throttle import REPEAT_INTERVAL
 from kvserver.operations.accesslog import AccessLogFile, AccessLogStream, formatRecord
 from kvserver.supervision.supervisor import CannotStart
 from tests.support.memory import PLENTY, MemoryServer
+
+OPEN = "kvserver.operations.accesslog.openLog"
 
 
 def record(number: int = 1) -> ConnectionRecord:
@@ -200,16 +203,22 @@ class TestToFile:
 
     def test_reopenFails(self, file: File, tmp_path: Path) -> None:
         """
-        If there can be no new file, the old one stays in use, and the reason is logged.
+        If there can be no new file, the old one stays in use, and the reason is logged; it is tried
+        again at each record.
         """
         os.rename(tmp_path / "logs", tmp_path / "moved")
         with capturedLogs() as logs:
             file.log.reopen()
             file.log.report(record(1))
-        (event,) = logs
-        assert event["log_level"] == LogLevel.error
-        assert event["reason"] == "No such file or directory"
-        assert len((tmp_path / "moved" / "access.log").read_text().splitlines()) == 1
+            file.log.report(record(2))
+            (event,) = logs
+            assert event["log_level"] == LogLevel.error
+            assert event["reason"] == "No such file or directory"
+            assert len((tmp_path / "moved" / "access.log").read_text().splitlines()) == 2
+            file.path.parent.mkdir()
+            file.log.report(record(3))
+        assert file.numbers() == [3]
+        assert [event["log_level"] for event in logs[1:]] == [LogLevel.info]
 
     def test_removed(self, file: File) -> None:
         """
@@ -234,7 +243,7 @@ class TestToFile:
             file.log.report(record(3))
             file.clock.advance(REPEAT_INTERVAL)
         assert file.numbers() == [3]
-        assert [event["count"] for event in logs] == [1, 2]
+        assert [event["count"] for event in logs if "count" in event] == [1, 2]
 
     def test_full(self) -> None:
         """
@@ -248,14 +257,28 @@ class TestToFile:
 
     def test_torn(self, file: File, monkeypatch: pytest.MonkeyPatch) -> None:
         """
-        A record that found no room for its end does not spoil the next one.
+        A record that found no room for its end does not spoil the next one, and the reason is the
+        one that the kernel gives.
         """
         write = os.write
-        with capturedLogs():
+        room = [10]
+
+        def writes(opened: int, data: bytes) -> int:
+            """
+            The disk has room for so many bytes, and then the quota is used up.
+            """
+            if not room[0]:
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            taken = write(opened, data[: room[0]])
+            room[0] -= taken
+            return taken
+
+        with capturedLogs() as logs:
             with monkeypatch.context() as patched:
-                patched.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+                patched.setattr(os, "write", writes)
                 file.log.report(record(1))
             file.log.report(record(2))
+        assert [event["reason"] for event in logs] == ["Disk quota exceeded"]
         torn, whole = file.path.read_text().splitlines()
         assert len(torn) == 10
         assert json.loads(whole)["id"] == 2
@@ -265,6 +288,40 @@ class TestToFile:
         for number in 3, 4:
             File(file.path).log.report(record(number))
         assert [json.loads(one)["id"] for one in file.path.read_text().splitlines()[3:]] == [3, 4]
+
+    def test_inParts(self, file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        A record that is taken in parts is whole.
+        """
+        write = os.write
+        with capturedLogs() as logs, monkeypatch.context() as patched:
+            patched.setattr(os, "write", lambda opened, data: write(opened, data[:7]))
+            for number in 1, 2:
+                file.log.report(record(number))
+        assert file.numbers() == [1, 2]
+        assert logs == []
+
+    def test_eachReason(self, file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        Each reason is logged for itself, with its own count.
+        """
+        reasons = [errno.ENOSPC, errno.EDQUOT, errno.ENOSPC, errno.EDQUOT, errno.EDQUOT]
+
+        def writes(opened: int, data: bytes) -> int:
+            number = reasons.pop(0)
+            raise OSError(number, os.strerror(number))
+
+        with capturedLogs() as logs, monkeypatch.context() as patched:
+            patched.setattr(os, "write", writes)
+            for number in range(len(reasons)):
+                file.log.report(record(number))
+            file.clock.advance(REPEAT_INTERVAL)
+        assert [(event["reason"], event["count"]) for event in logs] == [
+            ("No space left on device", 1),
+            ("Disk quota exceeded", 1),
+            ("No space left on device", 1),
+            ("Disk quota exceeded", 2),
+        ]
 
     @pytest.mark.parametrize(
         ("path", "reason"),
@@ -286,11 +343,77 @@ class TestToFile:
 
     def test_fifo(self, tmp_path: Path) -> None:
         """
-        A FIFO that nobody reads is not waited for.
+        A FIFO that nobody reads is not waited for; when somebody reads it, it is written to, and
+        when it is full it is not waited for either.
         """
-        os.mkfifo(tmp_path / "fifo")
-        with pytest.raises(CannotStart, match="No such device"):
-            AccessLogFile(str(tmp_path / "fifo"), now, Clock()).startService()
+        path = tmp_path / "fifo"
+        os.mkfifo(path)
+        with capturedLogs() as logs:
+            log = File(path).log
+            log.report(record(1))
+            reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                log.report(record(2))
+                assert json.loads(os.read(reader, 1 << 16))["id"] == 2
+                for number in range(10_000):
+                    log.report(record(number))
+            finally:
+                os.close(reader)
+        assert [(event["log_level"], event.get("reason")) for event in logs] == [
+            (LogLevel.warn, "No such device or address"),
+            (LogLevel.error, "No such device or address"),
+            (LogLevel.info, None),
+            (LogLevel.error, "Resource temporarily unavailable"),
+        ]
+
+    @pytest.mark.parametrize(
+        "number", [errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.EMFILE, errno.EIO]
+    )
+    def test_mended(self, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        What can be mended while the daemon runs is a warning at the start, and lost records until
+        then; afterwards they are written.
+        """
+
+        def opens(path: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+        with capturedLogs() as logs:
+            with monkeypatch.context() as patched:
+                patched.setattr(OPEN, opens)
+                file = File(tmp_path / "access.log")
+                for count in range(3):
+                    file.log.report(record(count))
+            file.log.report(record(3))
+            file.clock.advance(REPEAT_INTERVAL)
+        assert file.numbers() == [3]
+        assert [(event["log_level"], event.get("count")) for event in logs] == [
+            (LogLevel.warn, None),
+            (LogLevel.error, 1),
+            (LogLevel.info, None),
+            (LogLevel.error, 2),
+        ]
+        assert {event.get("reason", os.strerror(number)) for event in logs} == {os.strerror(number)}
+
+    def test_rotatedForAnother(self, file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        If a rotation has made a file that is not ours to write, the old one is written to, until
+        the new one can be opened.
+        """
+        old = file.path.rename(file.path.with_suffix(".old"))
+
+        def opens(path: str) -> int:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+        with capturedLogs() as logs:
+            with monkeypatch.context() as patched:
+                patched.setattr(OPEN, opens)
+                file.log.reopen()
+                file.log.report(record(1))
+            file.log.report(record(2))
+        assert file.numbers() == [2]
+        assert File(old).numbers() == [1]
+        assert [event["log_level"] for event in logs] == [LogLevel.warn, LogLevel.info]
 
     def test_closed(self, file: File) -> None:
         """

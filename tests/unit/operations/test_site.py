@@ -14,7 +14,7 @@ from kvserver import __version__
 from kvserver.connections.counters import DURATION_BUCKETS
 from kvserver.connections.record import CloseReason
 from kvserver.operations.metrics import Collector
-from kvserver.operations.site import MAX_BODY_SIZE, site
+from kvserver.operations.site import REQUEST_TIMEOUT, site
 from tests.support.memory import PLENTY, MemoryServer
 
 PEER = IPv4Address("TCP", "192.0.2.1", 1024)
@@ -238,12 +238,52 @@ def test_body(server: ServerWithSite, method: str, head: str, body: str) -> None
     assert server.transport.disconnecting
 
 
-def test_bodyWithoutEnd(server: ServerWithSite) -> None:
+def test_longBody(server: ServerWithSite) -> None:
+    """
+    However long the body is, there is an answer.
+    """
+    size = 1 << 20
+    rest = f"HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
+    assert server.ask("/healthz", "POST", rest, "x" * size)[0] == 405
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 99999999999", "Transfer-Encoding: chunked"])
+def test_bodyWithoutEnd(server: ServerWithSite, head: str) -> None:
     """
     A client that sends without an end is cut off.
     """
-    rest = "HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n"
-    server.ask("/healthz", "POST", rest, "x" * MAX_BODY_SIZE)
-    assert not server.transport.disconnected
-    server.ask("/healthz", "POST", rest, "x" * (MAX_BODY_SIZE + 1))
-    assert server.transport.disconnected
+    transport = StringTransport()
+    channel = server.site.buildProtocol(PEER)
+    channel.makeConnection(transport)
+    channel.dataReceived(f"POST /healthz HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode())
+    for _ in range(REQUEST_TIMEOUT):
+        assert not transport.disconnected
+        channel.dataReceived(b"5\r\nhello\r\n")
+        server.clock.advance(1)
+    assert transport.disconnected
+    channel.connectionLost(connectionDone)
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_timersEnd(server: ServerWithSite) -> None:
+    """
+    A request that is answered, or whose client has gone, leaves no timer.
+    """
+    rest = "HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+    for body in "hello", "hel":
+        server.ask("/healthz", "POST", rest, body)
+        assert server.clock.getDelayedCalls() == []
+
+
+def test_pipelined(server: ServerWithSite) -> None:
+    """
+    Of two requests that come together the first is answered, and then the connection ends.
+    """
+    for version in "1.0", "1.1":
+        transport = StringTransport()
+        channel = server.site.buildProtocol(PEER)
+        channel.makeConnection(transport)
+        channel.dataReceived(f"GET /healthz HTTP/{version}\r\nHost: x\r\n\r\n".encode() * 2)
+        assert transport.value().count(b"HTTP/") == transport.value().count(b"alive\n") == 1
+        assert transport.disconnecting
+        channel.connectionLost(connectionDone)

@@ -1,0 +1,68 @@
+"""
+Opens the file of a log. It follows no symbolic link of another user.
+"""
+
+import errno
+import os
+from contextlib import suppress
+
+# Without O_NONBLOCK, the daemon would hang on a FIFO that nobody reads. Without O_NOCTTY, it could
+# get a controlling terminal.
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+MAX_LINKS = 40
+"""
+How many symbolic links in a row are followed, as in path_resolution(7).
+"""
+
+
+def openLog(path: str) -> int:
+    """
+    Open a file for appending; create it if it is missing. A write to it never blocks.
+
+    If the last part of the path is a symbolic link, root or this process's user must own it:
+    otherwise anybody who may write to the folder could choose where we write. The folders before it
+    are the administrator's.
+
+    @return: The file descriptor.
+
+    @raise OSError: The file can't be opened. For a symbolic link of another user this is C{ELOOP},
+        as with C{O_NOFOLLOW} (open(2)).
+    """
+    for _ in range(MAX_LINKS):
+        try:
+            return os.open(path, _FLAGS | os.O_NOFOLLOW, 0o640)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        target = _targetOf(path)
+        if target is None:
+            return os.open(path, _FLAGS, 0o640)
+        path = os.path.join(os.path.dirname(path), target)
+    raise _tooManyLinks()
+
+
+def _targetOf(path: str) -> str | None:
+    """
+    Return where a symbolic link leads to, or None for a link of the kernel, such as
+    C{/proc/self/fd/1}: it leads to no path, and no user can create it.
+
+    @raise OSError: The link must not be followed.
+    """
+    # Check and read the same link: somebody may replace the one at the path at any time.
+    link = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(link)
+        # Without a procfs there are no links of the kernel.
+        with suppress(FileNotFoundError):
+            if status.st_dev == os.lstat("/proc/self").st_dev:
+                return None
+        if status.st_uid not in (0, os.geteuid()):
+            raise _tooManyLinks()
+        return os.readlink("", dir_fd=link)
+    finally:
+        os.close(link)
+
+
+def _tooManyLinks() -> OSError:
+    return OSError(errno.ELOOP, os.strerror(errno.ELOOP))
