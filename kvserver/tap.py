@@ -150,8 +150,9 @@ Examples:
 
         @raise UsageError: The command line is wrong, and is not that of C{twistd} or C{twist}.
 
-        @raise SystemExit: The command line of C{twistd} or C{twist} is wrong. For a C{UsageError}
-            they would print the one line that matters below their whole usage, and exit with
+        @raise SystemExit: The command line of C{twistd} or C{twist} is wrong. The one line is on
+            standard error, and the status is 64, so that a service manager does not try again. For
+            a C{UsageError} they would print that line below their whole usage, and exit with
             different statuses: C{twist} with 64, C{twistd} of Twisted 26.10 with 1, and older ones
             with 0, as if all were well.
         """
@@ -160,7 +161,8 @@ Examples:
         except UsageError as error:
             if self.parent is None:
                 raise
-            raise SystemExit(f"kvserver: {error}") from error
+            print(f"kvserver: {error}", file=sys.stderr)
+            raise SystemExit(os.EX_USAGE) from error
 
     def opt_listen(self, description: str) -> None:
         """

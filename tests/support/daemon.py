@@ -27,13 +27,13 @@ How long, in seconds, a test waits for what must happen. No promise, only the en
 """
 
 
-def waitFor(condition: Callable[[], object], what: str) -> None:
+def waitFor(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """
     Return as soon as C{condition} holds.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < deadline, f"not seen in {PATIENCE} s: {what}"
+        assert time.monotonic() < deadline, f"not seen in {patience} s: {what}"
         time.sleep(0.005)
 
 

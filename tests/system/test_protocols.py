@@ -94,10 +94,10 @@ def test_everyWire(tmp_path: Path, authority: Authority) -> None:
 @pytest.mark.parametrize("name", ["nowhere.Echo", "json.loads", "echo"])
 def test_notFound(tmp_path: Path, name: str) -> None:
     """
-    What can't be served is one line.
+    What can't be served is one line, and a mistake on the command line.
     """
     arguments = ("-n", "--pidfile=", "kvserver", f"--protocol={name}")
     done = run(tmp_path, TWISTD, *arguments, env=environment())
-    assert done.returncode == 1
+    assert done.returncode == os.EX_USAGE
     assert done.stdout.startswith(f"kvserver: --protocol: '{name}' ")
     assert done.stdout.count("\n") == 1

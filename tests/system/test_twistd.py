@@ -162,20 +162,27 @@ def test_socketFromInheritedBinding(tmp_path: Path) -> None:
 
 class TestCannotStart:
     """
-    What is wrong is said in one line, with exit status 1, in 2 seconds more than it takes twistd to
-    do nothing; there is no traceback, and nothing is left behind.
+    What is wrong is said in one line, in 2 seconds more than it takes twistd to do nothing; there
+    is no traceback, and nothing is left behind. The exit status is 64 (EX_USAGE) for a mistake on
+    the command line, and 1 for all else: that may succeed when it is tried again.
     """
 
-    def fails(self, folder: Path, *command: str, env: dict[str, str] | None = None) -> str:
+    def fails(
+        self,
+        folder: Path,
+        *command: str,
+        env: dict[str, str] | None = None,
+        status: int = os.EX_USAGE,
+    ) -> str:
         """
-        Run a command that must fail. Return what it prints.
+        Run a command that must fail with this status. Return what it prints.
         """
         begin = time.monotonic()
         run(folder, TWISTD, "--version")
         nothing = time.monotonic()
         done = run(folder, *command, env=env)
         assert time.monotonic() - nothing < 2 + (nothing - begin)
-        assert done.returncode == 1
+        assert done.returncode == status
         assert "Traceback" not in done.stdout
         assert os.listdir(folder) == []
         return done.stdout
@@ -187,6 +194,17 @@ class TestCannotStart:
         """
         printed = self.fails(tmp_path, *command, "kvserver", "--prod=4040")
         assert printed == "kvserver: option --prod not recognized\n"
+
+    def test_standardError(self, tmp_path: Path) -> None:
+        """
+        The line goes to standard error, as that of any command does.
+        """
+        command = (TWISTD, "-n", "kvserver", "--prod")
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, timeout=PATIENCE, check=False
+        )
+        assert (done.returncode, done.stdout) == (os.EX_USAGE, b"")
+        assert done.stderr == b"kvserver: option --prod not recognized\n"
 
     @pytest.mark.parametrize("value", ["", "x", "-1", "65536"])
     def test_port(self, tmp_path: Path, value: str) -> None:
@@ -246,14 +264,14 @@ class TestCannotStart:
         """
         A port in use, by anybody on any address. The shell that starts a daemon is told as well.
         """
-        printed = self.fails(tmp_path, *command, "kvserver", f"--port={taken}")
+        printed = self.fails(tmp_path, *command, "kvserver", f"--port={taken}", status=1)
         assert printed.count(f"Cannot listen on port {taken}: Address already in use") == 1
 
     def test_foreignInterface(self, tmp_path: Path) -> None:
         """
         An address that is not of this host (RFC 5737: nobody's).
         """
-        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "-p4040", "-i192.0.2.1")
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "-p4040", "-i192.0.2.1", status=1)
         line = "Cannot listen on 192.0.2.1 port 4040: Cannot assign requested address"
         assert printed.count(line) == 1
 
@@ -267,7 +285,7 @@ class TestCannotStart:
         command = [TWISTD, "-n", "kvserver", "--port=1"]
         if os.getuid() == 0:
             command = [program("setpriv"), "--bounding-set=-net_bind_service", *command]
-        printed = self.fails(tmp_path, *command)
+        printed = self.fails(tmp_path, *command, status=1)
         assert printed.count("Cannot listen on port 1: Permission denied") == 1
 
 
