@@ -16,6 +16,7 @@ from twisted.python.usage import UsageError
 from kvserver import __version__
 from kvserver.configuration import DEFAULT_PORT, Configuration, configure
 from kvserver.operations.notify import forgetEnvironment
+from kvserver.supervision.files import settleFiles
 from kvserver.supervision.process import useMonotonicClock
 from kvserver.supervision.supervisor import Supervisor
 from kvserver.tree import assemble
@@ -111,7 +112,10 @@ class Options(UsageOptions):
             "Serve /metrics, /healthz and /readyz there: a Twisted endpoint. [default: none]",
         ],
     ]
-    longdesc = "A TCP line echo daemon: each line comes back when it is complete, byte for byte."
+    longdesc = (
+        "A TCP line echo daemon: each line comes back when it is complete, byte for byte. "
+        "With twistd -n there is no pid file, unless --pidfile of twistd names one."
+    )
     examples = """
 Examples:
   twistd -n kvserver                        in the foreground; ^C stops it
@@ -201,8 +205,12 @@ Examples:
 
         @raise UsageError: A value is wrong. The message names the option and the value, and says
             what is accepted.
+
+        @raise CannotStart: C{twistd} can't write its pid file or its log.
         """
         self.configuration = configure(self, self.served, os.environ)
+        if self.parent is not None:
+            settleFiles(self.parent)
 
 
 def makeService(options: Options, reactor: Any = None) -> Supervisor:

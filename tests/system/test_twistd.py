@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,116 @@ def test_daemonized(tmp_path: Path) -> None:
     finally:
         os.kill(pid, signal.SIGTERM)
         waitFor(lambda: not pidFile.exists(), "the pid file is gone")
+
+
+FOREGROUND = (TWISTD, "-n")
+"""
+C{twistd} in the foreground, without a word on its pid file.
+"""
+
+
+def test_twoInOneFolder(tmp_path: Path) -> None:
+    """
+    Two that run in the foreground may have one working directory, and leave nothing in it.
+    """
+    with Daemon(tmp_path, command=FOREGROUND) as one:
+        # Each writes a log of its own, which is the test's.
+        one.log.rename(tmp_path / "one.log")
+        with Daemon(tmp_path, command=FOREGROUND) as two:
+            for daemon in one, two:
+                with connect(daemon.port) as client:
+                    assert ask(client, b"hello\n") == b"hello\n"
+            assert sorted(os.listdir(tmp_path)) == ["daemon.log", "one.log"]
+
+
+def hasStarted(process: "subprocess.Popen[bytes]", log: Path) -> bool:
+    """
+    Does a daemon listen, or has it ended?
+    """
+    return "Accepting connections" in log.read_text() or process.poll() is not None
+
+
+def test_restartAsNumber1(tmp_path: Path) -> None:
+    """
+    A process that is number 1, as in a container, is killed, and started again with its files.
+    """
+    unshare = (program("unshare"), "--fork", "--pid", "--mount-proc", "--kill-child")
+    if subprocess.run([*unshare, "true"], stderr=subprocess.DEVNULL, check=False).returncode:
+        skip("a PID namespace takes root")
+    command = [*unshare, *FOREGROUND, "kvserver", "--port=0"]
+    for log in tmp_path / "first.log", tmp_path / "second.log":
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
+        try:
+            waitFor(partial(hasStarted, process, log), "it has started")
+            assert "Accepting connections" in log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_pidFileInForeground(tmp_path: Path) -> None:
+    """
+    A pid file that is asked for is written, and taken away at the end.
+    """
+    pidFile = tmp_path / "kvserver.pid"
+    with Daemon(tmp_path, command=(*FOREGROUND, f"--pidfile={pidFile}")) as daemon:
+        assert int(pidFile.read_text()) == daemon.pid
+        daemon.stop()
+    assert not pidFile.exists()
+
+
+class TestReadOnly:
+    """
+    A working directory that can't be written.
+    """
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """
+        It.
+        """
+        folder = tmp_path / "readOnly"
+        folder.mkdir(0o555)
+        return folder
+
+    @pytest.fixture
+    def subject(self) -> tuple[str, ...]:
+        """
+        What makes a command subject to the modes of files, as root is not.
+        """
+        if os.getuid():
+            return ()
+        return program("setpriv"), "--bounding-set=-dac_override,-dac_read_search"
+
+    def test_foreground(self, tmp_path: Path, folder: Path, subject: tuple[str, ...]) -> None:
+        """
+        In the foreground it does not matter.
+        """
+        command = (*subject, "env", f"--chdir={folder}", *FOREGROUND)
+        with Daemon(tmp_path, command=command) as daemon, connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+
+    @pytest.mark.parametrize(
+        ("option", "name", "other"),
+        [
+            ("pidfile", "twistd.pid", "--logfile=/dev/null"),
+            ("logfile", "twistd.log", "--pidfile="),
+        ],
+    )
+    def test_daemonized(
+        self, folder: Path, subject: tuple[str, ...], option: str, name: str, other: str
+    ) -> None:
+        """
+        A daemon can't have its pid file and its log there, and says so in one line.
+        """
+        done = run(folder, *subject, TWISTD, other, "kvserver", "--port=0")
+        assert done.stdout == (
+            f"kvserver: {name} can't be written in {folder}: give twistd another --{option}\n"
+        )
+        assert done.returncode == 1
 
 
 def test_endpointOfAPlugin(tmp_path: Path) -> None:
