@@ -20,6 +20,7 @@ from typing_extensions import Self
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 TWISTD = str(SCRIPTS / "twistd")
 TWIST = str(SCRIPTS / "twist")
+FOREGROUND = (TWISTD, "-n")
 
 PATIENCE = 20.0
 """
@@ -83,7 +84,7 @@ class Daemon:
         self,
         folder: Path,
         *options: str,
-        command: tuple[str, ...] = (TWISTD, "-n", "--pidfile="),
+        command: tuple[str, ...] = FOREGROUND,
         env: dict[str, str] | None = None,
         descriptors: tuple[int, ...] = (),
         answer: bytes = b"hello\n",

@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from tests.support.daemon import PATIENCE, Daemon, environment
+from tests.support.daemon import FOREGROUND, PATIENCE, Daemon, environment
 
 SABOTEUR = Path(__file__).parent / "saboteur"
 
@@ -16,14 +16,17 @@ class Sabotaged(Daemon):
     The real daemon, with the saboteur in it: C{tests/saboteur/sitecustomize.py}.
     """
 
-    def __init__(self, folder: Path, *options: str, command: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        command: tuple[str, ...] = FOREGROUND,
+        name: str = "kvserver",
+    ) -> None:
         self._saboteur = str(folder / "saboteur")
         path = [str(SABOTEUR), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = environment(KVSERVER_SABOTEUR=self._saboteur, PYTHONPATH=os.pathsep.join(path))
-        if command:
-            super().__init__(folder, *options, command=command, env=env)
-        else:
-            super().__init__(folder, *options, env=env)
+        super().__init__(folder, *options, command=command, env=env, name=name)
 
     def sabotage(self, command: str) -> None:
         """

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import ask, connect, program, skip
-from tests.support.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment, waitFor
+from tests.support.daemon import FOREGROUND, PATIENCE, TWIST, TWISTD, Daemon, environment, waitFor
 from tests.support.wires import unix
 
 
@@ -105,12 +105,6 @@ def test_daemonized(tmp_path: Path) -> None:
     finally:
         os.kill(pid, signal.SIGTERM)
         waitFor(lambda: not pidFile.exists(), "the pid file is gone")
-
-
-FOREGROUND = (TWISTD, "-n")
-"""
-C{twistd} in the foreground, without a word on its pid file.
-"""
 
 
 def test_twoInOneFolder(tmp_path: Path) -> None:
