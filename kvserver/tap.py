@@ -13,6 +13,10 @@ from twisted.logger import LogLevel
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
+if sys.platform != "linux":
+    # What follows needs epoll, and options of sockets that only Linux has.
+    raise SystemExit(f"kvserver: needs Linux, and this is {sys.platform}")
+
 from kvserver import __version__
 from kvserver.configuration import DEFAULT_PORT, Configuration, configure
 from kvserver.operations.notify import forgetEnvironment

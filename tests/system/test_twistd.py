@@ -394,6 +394,27 @@ class TestCannotStart:
         assert printed.count("Cannot listen on port 1: Permission denied") == 1
 
 
+@pytest.mark.parametrize("command", [(TWISTD, "-n"), (TWIST,)], ids=["twistd", "twist"])
+def test_notLinux(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """
+    Where there is no Linux one line says so, whatever is missing there.
+    """
+    # Twisted does not import what it thinks that another system has: it comes first.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import select, sys\n"
+        "import twisted.application.twist._twist, twisted.scripts.twistd\n"
+        "import twisted.internet.reactor, twisted.scripts._twistd_unix\n"
+        "sys.platform = 'darwin'\n"
+        "del select.epoll\n"
+        "sys.modules.update(fcntl=None, resource=None, termios=None)\n"
+    )
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = environment(PYTHONPATH=os.pathsep.join(path))
+    done = run(tmp_path, *command, "kvserver", "--port=0", env=env)
+    assert done.stdout == "kvserver: needs Linux, and this is darwin\n"
+    assert done.returncode == 1
+
+
 class TestNoIPv6:
     """
     A kernel that has no IPv6.
