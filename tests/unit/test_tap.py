@@ -412,7 +412,7 @@ def test_TLSNeedsNothingMore(tmp_path: Path) -> None:
         "import sys; sys.modules.update(OpenSSL=None, cryptography=None, service_identity=None);"
         "from kvserver.tap import Options, makeService;"
         "options = Options(); options.parseOptions(sys.argv[1:]);"
-        "print(makeService(options).services[1]._route._certificates is not None)"
+        "print(makeService(options).getServiceNamed('tls:tcp:0')._route._certificates is not None)"
     )
     options = (
         *("--listen=tls:tcp:0", f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
