@@ -52,7 +52,9 @@ def test_plugin(tmp_path: Path) -> None:
     """
     plugins = tmp_path / "twisted" / "plugins"
     plugins.mkdir(parents=True)
-    (plugins / "shop_plugin.py").write_text(block("from twisted.application.service import"))
+    (plugins / "shop_plugin.py").write_text(
+        block("from twisted.application.service import ServiceMaker")
+    )
     (tmp_path / "shop.py").write_text(block("from kvserver import tap"))
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     env = environment(PYTHONPATH=path)

@@ -27,6 +27,11 @@ from tests.support.wires import PROXY_V1, Authority, TLSClient
 DROPINS = Path("/etc/systemd/system/kvserver.service.d")
 PORT = 4040
 
+START_LIMIT = 120.0
+"""
+The interval in which the unit's start limit is reached, in seconds.
+"""
+
 
 def shell(script: str, status: int = 0) -> str:
     """
@@ -366,6 +371,7 @@ def test_wrongOption(cursor: str) -> None:
     assert formatAddress("NRestarts") == "0"
     assert journal(cursor).count("kvserver: --idle-timeout: 'x' is not a number of seconds") == 1
     with connect(PORT) as client, contextlib.suppress(ConnectionResetError):
+        client.settimeout(START_LIMIT)
         assert client.recv(1) == b""
     result = "systemctl show --value --property=Result kvserver.socket"
     assert shell(result) == "service-start-limit-hit\n"
@@ -390,7 +396,7 @@ def test_startLimit(cursor: str) -> None:
         waitFor(
             lambda: "Start request repeated too quickly" in journal(cursor),
             "the limit",
-            patience=59,
+            START_LIMIT,
         )
         print(f"the limit took {time.monotonic() - begin} s")
     assert formatAddress("ActiveState") == "failed"
