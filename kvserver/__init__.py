@@ -17,14 +17,14 @@ The map, from the command line down. Imports run downwards only::
 
 The service tree::
 
-    Supervisor "kvserver"   one_for_one; more than 3 restarts in 5 s end the process with status 1
+    Supervisor              one_for_one; more than 3 restarts in 5 s end the process with status 1
+    |-- Signals             HUP, and a second TERM or INT
     |-- visitors            with --metrics: the connections of the operations site
-    |-- Listener metrics    with --metrics; first, so that the site still answers during the drain
+    |-- Listener metrics    with --metrics; early, so that the site still answers during the drain
     |-- access log          with --access-log
     |-- Connections         every live connection; temporary: one that fails is never restarted
     |-- Listener tcp:4040   permanent: it is restarted when its socket dies
     |-- Listener ...        one for each --listen
-    |-- Signals             HUP, and a second TERM or INT
     `-- Notifier            systemd: READY last, STOPPING first, WATCHDOG between
 """
 

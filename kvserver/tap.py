@@ -13,11 +13,16 @@ from twisted.logger import LogLevel
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
+if sys.platform != "linux":
+    # What follows needs epoll, and options of sockets that only Linux has.
+    raise SystemExit(f"kvserver: needs Linux, and this is {sys.platform}")
+
 from kvserver import __version__
 from kvserver.configuration import DEFAULT_PORT, Configuration, configure
 from kvserver.listening import inherited
 from kvserver.operations import notify
 from kvserver.operations.logstream import protectLog
+from kvserver.supervision.files import settleFiles
 from kvserver.supervision.process import useMonotonicClock
 from kvserver.supervision.supervisor import Supervisor
 from kvserver.tree import assemble
@@ -113,7 +118,10 @@ class Options(UsageOptions):
             "Serve /metrics, /healthz and /readyz there: a Twisted endpoint. [default: none]",
         ],
     ]
-    longdesc = "A TCP line echo daemon: each line comes back when it is complete, byte for byte."
+    longdesc = (
+        "A TCP line echo daemon: each line comes back when it is complete, byte for byte. "
+        "With twistd -n there is no pid file, unless --pidfile of twistd names one."
+    )
     examples = """
 Examples:
   twistd -n kvserver                        in the foreground; ^C stops it
@@ -152,8 +160,9 @@ Examples:
 
         @raise UsageError: The command line is wrong, and is not that of C{twistd} or C{twist}.
 
-        @raise SystemExit: The command line of C{twistd} or C{twist} is wrong. For a C{UsageError}
-            they would print the one line that matters below their whole usage, and exit with
+        @raise SystemExit: The command line of C{twistd} or C{twist} is wrong. The one line is on
+            standard error, and the status is 64, so that a service manager does not try again. For
+            a C{UsageError} they would print that line below their whole usage, and exit with
             different statuses: C{twist} with 64, C{twistd} of Twisted 26.10 with 1, and older ones
             with 0, as if all were well.
         """
@@ -162,7 +171,8 @@ Examples:
         except UsageError as error:
             if self.parent is None:
                 raise
-            raise SystemExit(f"kvserver: {error}") from error
+            print(f"kvserver: {error}", file=sys.stderr)
+            raise SystemExit(os.EX_USAGE) from error
 
     def opt_listen(self, description: str) -> None:
         """
@@ -201,8 +211,12 @@ Examples:
 
         @raise UsageError: A value is wrong. The message names the option and the value, and says
             what is accepted.
+
+        @raise CannotStart: C{twistd} can't write its pid file or its log.
         """
         self.configuration = configure(self, self.served, os.environ)
+        if self.parent is not None:
+            settleFiles(self.parent)
 
 
 def makeService(options: Options, reactor: Any = None) -> Supervisor:

@@ -101,7 +101,7 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         )
         siteRoute = Route(site(reactor, collector, notReadyReason), visitors, poller)
         siteSpec = ListenerSpec("metrics", (), configuration.operations)
-        # These start first and stop last, so that the site still answers during the drain.
+        # Started before the connections, and stopped after them: the site answers during the drain.
         operations = [
             _temporary("visitors", visitors),
             ChildSpec(
@@ -111,20 +111,20 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
                 ),
             ),
         ]
+    # It has no name: a process may have several, and its application names them as it likes.
     supervisor = Supervisor(
         [
+            ChildSpec("signals", lambda died: Signals(reactor, connections.abortDrain, reload)),
             *operations,
             *([_temporary("access log", accessLog)] if accessLog else []),
             # A restart would not help: the new service would not know the existing connections.
             _temporary("connections", connections),
             *map(listener, configuration.listeners),
-            ChildSpec("signals", lambda died: Signals(reactor, connections.abortDrain, reload)),
             ChildSpec("notifier", lambda died: notifier),
         ],
         RestartIntensity(reactor.seconds),
         lambda: exitWithFailure(reactor),
     )
-    supervisor.setName("kvserver")
     return supervisor
 
 

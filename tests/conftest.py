@@ -2,6 +2,7 @@
 What several tests use.
 """
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,17 @@ from tests.support.wires import Authority
 # How long an example takes is the machine's affair: others run beside it.
 settings.register_profile("kvserver", deadline=None)
 settings.load_profile("kvserver")
+
+
+def pytest_configure() -> None:
+    """
+    Take the signals that this process was started to ignore, as a script starts its background
+    jobs: what the tests start would ignore them, too.
+    """
+    for number in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            isInterrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if isInterrupt else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from twisted.internet.error import ReactorNotRunning
@@ -33,10 +34,14 @@ def exitWithFailure(reactor: Any) -> None:
         reactor.stop()
 
 
+@cache
 def useMonotonicClock(reactor: Any) -> None:
     """
     Make a reactor use the monotonic clock. Twisted's own choice is the wall clock. If that is set
     forward, time-outs fire at once; if it is set back, every timer fires late by as much.
+
+    This is decided once for each reactor. A second service tree must find the clock by which the
+    first one has timed its connections.
 
     @param reactor: Provides C{IReactorTime}. A reactor that already has delayed calls is left
         alone, since their times come from the other clock.

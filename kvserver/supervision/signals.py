@@ -1,11 +1,12 @@
 """
-What SIGHUP does, and what a second SIGTERM or SIGINT does.
+What SIGHUP does, and what a second SIGTERM or SIGINT does. Signals belong to the process: all
+service trees in it share their handlers.
 """
 
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 from typing import Any
 
@@ -44,71 +45,123 @@ class Reload:
                 _log.failure("A reload failed", level=LogLevel.error)
 
 
-class Signals(Service):
-    """
-    Started after every service that a signal acts on, and stopped before them.
+Handler = Callable[[int, FrameType | None], object]
 
-    The reactor itself handles the first TERM or INT: it stops the services. A second one aborts the
-    drain.
+
+class ProcessSignals:
+    """
+    The signal handlers of the process. They act on all service trees that run in it.
+
+    HUP reloads each tree. The reactor itself handles the first TERM or INT: it stops the services.
+    A second one aborts the drain of each tree.
+
+    If INT is ignored at the start, as in a background job of a shell, it stays ignored. HUP reloads
+    even then, as under nohup(1): its default would end the process.
     """
 
-    def __init__(
-        self, reactor: Any, abortDrain: Callable[[], None], reload: Callable[[], None]
-    ) -> None:
+    def __init__(self, reactor: Any) -> None:
         """
         @param reactor: Provides C{IReactorCore} and C{IReactorFromThreads}: a signal may arrive at
             any moment, even in the middle of other code.
-
-        @param abortDrain: Called on a second TERM or INT.
-
-        @param reload: Called on HUP.
         """
         self._reactor = reactor
-        self._abortDrain = abortDrain
-        self._reload = reload
+        self._trees: list[Signals] = []
+        self._wrapped: list[int] = []
+        self._hangUpBefore: Handler | None = None
+        self._areInstalled = False
 
-    def startService(self) -> None:
+    def add(self, tree: "Signals") -> None:
         """
-        Handle signals: from now on, HUP does not end the process.
+        Let signals act on this tree. From now on, HUP does not end the process.
         """
-        super().startService()
-        signal.signal(signal.SIGHUP, self._hangUp)
+        self._trees.append(tree)
+        if self._areInstalled:
+            return
+        self._areInstalled = True
+        before = signal.signal(signal.SIGHUP, self._hangUp)
+        self._hangUpBefore = before if callable(before) else None
         # By then the reactor has installed its own handlers, which are wrapped.
         self._reactor.callWhenRunning(self._wrapReactorHandlers)
+        # Something else may stop the reactor, too. Then the first signal aborts the drain.
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._installSecondSignal)
 
-    def stopService(self) -> None:
+    def remove(self, tree: "Signals") -> None:
         """
-        From now on, every TERM or INT aborts the drain.
+        Signals no longer act on this tree.
         """
-        super().stopService()
-        self._installSecondSignal()
+        self._trees.remove(tree)
 
     def _wrapReactorHandlers(self) -> None:
         for number in _ENDING:
             handler = signal.getsignal(number)
             if callable(handler):
                 signal.signal(number, partial(self._end, handler))
+                self._wrapped.append(number)
 
-    def _end(
-        self,
-        handler: Callable[[int, FrameType | None], object],
-        number: int,
-        frame: FrameType | None,
-    ) -> None:
+    def _end(self, handler: Handler, number: int, frame: FrameType | None) -> None:
         # The next signal may arrive before the reactor has even begun to stop.
         self._installSecondSignal()
         handler(number, frame)
 
     def _installSecondSignal(self) -> None:
-        for number in _ENDING:
+        for number in self._wrapped:
             signal.signal(number, self._onSecondSignal)
 
     def _onSecondSignal(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self._abortDrain)
+        self._reactor.callFromThread(self._abortDrains)
+
+    def _abortDrains(self) -> None:
+        for tree in self._trees:
+            tree.abortDrain()
 
     def _hangUp(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self._reloadNow)
+        self._reactor.callFromThread(self._reload)
+        if self._hangUpBefore:
+            self._hangUpBefore(number, frame)
 
-    def _reloadNow(self) -> None:
+    def _reload(self) -> None:
         _log.info("Received SIGHUP: reloading")
-        self._reload()
+        for tree in self._trees:
+            tree.reload()
+
+
+@cache
+def processSignals(reactor: Any) -> ProcessSignals:
+    """
+    The signal handlers of the process that a reactor runs in: one object for all service trees.
+    """
+    return ProcessSignals(reactor)
+
+
+class Signals(Service):
+    """
+    Lets signals act on one service tree. It is the first child, and so stops last: a second signal
+    acts on the drain of the others.
+    """
+
+    def __init__(
+        self, reactor: Any, abortDrain: Callable[[], None], reload: Callable[[], None]
+    ) -> None:
+        """
+        @param abortDrain: Called on a second TERM or INT.
+
+        @param reload: Called on HUP.
+        """
+        self._process = processSignals(reactor)
+        self.abortDrain = abortDrain
+        self.reload = reload
+
+    def startService(self) -> None:
+        """
+        From now on, signals act on this tree.
+        """
+        super().startService()
+        self._process.add(self)
+
+    def stopService(self) -> None:
+        """
+        From now on, they do not.
+        """
+        if self.running:
+            self._process.remove(self)
+        super().stopService()

@@ -20,6 +20,7 @@ from typing_extensions import Self
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 TWISTD = str(SCRIPTS / "twistd")
 TWIST = str(SCRIPTS / "twist")
+FOREGROUND = (TWISTD, "-n")
 
 PATIENCE = 20.0
 """
@@ -27,13 +28,13 @@ How long, in seconds, a test waits for what must happen. No promise, only the en
 """
 
 
-def waitFor(condition: Callable[[], object], what: str) -> None:
+def waitFor(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """
     Return as soon as C{condition} holds.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < deadline, f"not seen in {PATIENCE} s: {what}"
+        assert time.monotonic() < deadline, f"not seen in {patience} s: {what}"
         time.sleep(0.005)
 
 
@@ -83,7 +84,7 @@ class Daemon:
         self,
         folder: Path,
         *options: str,
-        command: tuple[str, ...] = (TWISTD, "-n", "--pidfile="),
+        command: tuple[str, ...] = FOREGROUND,
         env: dict[str, str] | None = None,
         descriptors: tuple[int, ...] = (),
         answer: bytes = b"hello\n",

@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from tests.support.daemon import PATIENCE, TWISTD, Daemon, environment
+from tests.support.daemon import FOREGROUND, PATIENCE, Daemon, environment
 
 SABOTEUR = Path(__file__).parent / "saboteur"
 
@@ -20,13 +20,16 @@ class Sabotaged(Daemon):
         self,
         folder: Path,
         *options: str,
-        command: tuple[str, ...] = (TWISTD, "-n", "--pidfile="),
+        command: tuple[str, ...] = FOREGROUND,
         descriptors: tuple[int, ...] = (),
+        name: str = "kvserver",
     ) -> None:
         self._saboteur = str(folder / "saboteur")
         path = [str(SABOTEUR), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = environment(KVSERVER_SABOTEUR=self._saboteur, PYTHONPATH=os.pathsep.join(path))
-        super().__init__(folder, *options, command=command, env=env, descriptors=descriptors)
+        super().__init__(
+            folder, *options, command=command, env=env, descriptors=descriptors, name=name
+        )
 
     def sabotage(self, command: str) -> None:
         """

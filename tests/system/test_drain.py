@@ -23,7 +23,7 @@ from tests.support.clients import (
     silent,
     stick,
 )
-from tests.support.daemon import PATIENCE, TWISTD, Daemon, waitFor
+from tests.support.daemon import FOREGROUND, PATIENCE, TWISTD, Daemon, waitFor
 from tests.support.wires import WIRES, Authority, opened
 
 
@@ -188,6 +188,42 @@ def test_secondSignalAtOnce(tmp_path: Path) -> None:
             daemon.process.send_signal(signal.SIGINT)
             daemon.process.wait(PATIENCE / 2)
         assert daemon.logs("Traceback") == 0
+
+
+def ignored(daemon: Daemon) -> int:
+    """
+    The signals that it ignores, as a mask (proc(5)).
+    """
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
+    _, _, mask = status.partition("SigIgn:\t")
+    return int(mask.split()[0], 16)
+
+
+def test_INTIgnored(tmp_path: Path) -> None:
+    """
+    A daemon that was started with INT ignored, as a shell starts its background jobs, ignores it;
+    also while it drains.
+    """
+    command = ("sh", "-c", "trap '' INT; exec \"$@\"", "sh", *FOREGROUND)
+    with Daemon(tmp_path, "--port=0", "--drain-timeout=60", command=command) as daemon:
+        assert ignored(daemon) & 1 << signal.SIGINT - 1
+        with connect(daemon.port) as client:
+            stick(client)
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.waitForLog("Draining")
+            assert ignored(daemon) & 1 << signal.SIGINT - 1
+            daemon.process.send_signal(signal.SIGTERM)
+            assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
+
+
+def test_HUPIgnored(tmp_path: Path) -> None:
+    """
+    A daemon that was started with nohup(1) reloads at HUP all the same.
+    """
+    command = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *FOREGROUND)
+    with Daemon(tmp_path, command=command) as daemon:
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.waitForLog("Received SIGHUP")
 
 
 def test_fewDescriptors(tmp_path: Path) -> None:

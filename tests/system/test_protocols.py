@@ -52,7 +52,9 @@ def test_plugin(tmp_path: Path) -> None:
     """
     plugins = tmp_path / "twisted" / "plugins"
     plugins.mkdir(parents=True)
-    (plugins / "shop_plugin.py").write_text(block("from twisted.application.service import"))
+    (plugins / "shop_plugin.py").write_text(
+        block("from twisted.application.service import ServiceMaker")
+    )
     (tmp_path / "shop.py").write_text(block("from kvserver import tap"))
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     env = environment(PYTHONPATH=path)
@@ -94,10 +96,10 @@ def test_everyWire(tmp_path: Path, authority: Authority) -> None:
 @pytest.mark.parametrize("name", ["nowhere.Echo", "json.loads", "echo"])
 def test_notFound(tmp_path: Path, name: str) -> None:
     """
-    What can't be served is one line.
+    What can't be served is one line, and a mistake on the command line.
     """
     arguments = ("-n", "--pidfile=", "kvserver", f"--protocol={name}")
     done = run(tmp_path, TWISTD, *arguments, env=environment())
-    assert done.returncode == 1
+    assert done.returncode == os.EX_USAGE
     assert done.stdout.startswith(f"kvserver: --protocol: '{name}' ")
     assert done.stdout.count("\n") == 1

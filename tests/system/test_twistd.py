@@ -8,12 +8,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support.clients import ask, connect, program, skip
-from tests.support.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment, waitFor
+from tests.support.daemon import FOREGROUND, PATIENCE, TWIST, TWISTD, Daemon, environment, waitFor
 from tests.support.wires import unix
 
 
@@ -105,6 +106,110 @@ def test_daemonized(tmp_path: Path) -> None:
         waitFor(lambda: not pidFile.exists(), "the pid file is gone")
 
 
+def test_twoInOneFolder(tmp_path: Path) -> None:
+    """
+    Two that run in the foreground may have one working directory, and leave nothing in it.
+    """
+    with Daemon(tmp_path, command=FOREGROUND) as one:
+        # Each writes a log of its own, which is the test's.
+        one.log.rename(tmp_path / "one.log")
+        with Daemon(tmp_path, command=FOREGROUND) as two:
+            for daemon in one, two:
+                with connect(daemon.port) as client:
+                    assert ask(client, b"hello\n") == b"hello\n"
+            assert sorted(os.listdir(tmp_path)) == ["daemon.log", "one.log"]
+
+
+def hasStarted(process: "subprocess.Popen[bytes]", log: Path) -> bool:
+    """
+    Does a daemon listen, or has it ended?
+    """
+    return "Accepting connections" in log.read_text() or process.poll() is not None
+
+
+def test_restartAsNumber1(tmp_path: Path) -> None:
+    """
+    A process that is number 1, as in a container, is killed, and started again with its files.
+    """
+    unshare = (program("unshare"), "--fork", "--pid", "--mount-proc", "--kill-child")
+    if subprocess.run([*unshare, "true"], stderr=subprocess.DEVNULL, check=False).returncode:
+        skip("a PID namespace takes root")
+    command = [*unshare, *FOREGROUND, "kvserver", "--port=0"]
+    for log in tmp_path / "first.log", tmp_path / "second.log":
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
+        try:
+            waitFor(partial(hasStarted, process, log), "it has started")
+            assert "Accepting connections" in log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_pidFileInForeground(tmp_path: Path) -> None:
+    """
+    A pid file that is asked for is written, and taken away at the end.
+    """
+    pidFile = tmp_path / "kvserver.pid"
+    with Daemon(tmp_path, command=(*FOREGROUND, f"--pidfile={pidFile}")) as daemon:
+        assert int(pidFile.read_text()) == daemon.pid
+        daemon.stop()
+    assert not pidFile.exists()
+
+
+class TestReadOnly:
+    """
+    A working directory that can't be written.
+    """
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """
+        It.
+        """
+        folder = tmp_path / "readOnly"
+        folder.mkdir(0o555)
+        return folder
+
+    @pytest.fixture
+    def subject(self) -> tuple[str, ...]:
+        """
+        What makes a command subject to the modes of files, as root is not.
+        """
+        if os.getuid():
+            return ()
+        return program("setpriv"), "--bounding-set=-dac_override,-dac_read_search"
+
+    def test_foreground(self, tmp_path: Path, folder: Path, subject: tuple[str, ...]) -> None:
+        """
+        In the foreground it does not matter.
+        """
+        command = (*subject, "env", f"--chdir={folder}", *FOREGROUND)
+        with Daemon(tmp_path, command=command) as daemon, connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+
+    @pytest.mark.parametrize(
+        ("option", "name", "other"),
+        [
+            ("pidfile", "twistd.pid", "--logfile=/dev/null"),
+            ("logfile", "twistd.log", "--pidfile="),
+        ],
+    )
+    def test_daemonized(
+        self, folder: Path, subject: tuple[str, ...], option: str, name: str, other: str
+    ) -> None:
+        """
+        A daemon can't have its pid file and its log there, and says so in one line.
+        """
+        done = run(folder, *subject, TWISTD, other, "kvserver", "--port=0")
+        assert done.stdout == (
+            f"kvserver: {name} can't be written in {folder}: give twistd another --{option}\n"
+        )
+        assert done.returncode == 1
+
+
 def test_endpointOfAPlugin(tmp_path: Path) -> None:
     """
     An endpoint that a plugin of Twisted adds is listened on as any other.
@@ -137,20 +242,27 @@ def test_endpointOfAPlugin(tmp_path: Path) -> None:
 
 class TestCannotStart:
     """
-    What is wrong is said in one line, with exit status 1, in 2 seconds more than it takes twistd to
-    do nothing; there is no traceback, and nothing is left behind.
+    What is wrong is said in one line, in 2 seconds more than it takes twistd to do nothing; there
+    is no traceback, and nothing is left behind. The exit status is 64 (EX_USAGE) for a mistake on
+    the command line, and 1 for all else: that may succeed when it is tried again.
     """
 
-    def fails(self, folder: Path, *command: str, env: dict[str, str] | None = None) -> str:
+    def fails(
+        self,
+        folder: Path,
+        *command: str,
+        env: dict[str, str] | None = None,
+        status: int = os.EX_USAGE,
+    ) -> str:
         """
-        Run a command that must fail. Return what it prints.
+        Run a command that must fail with this status. Return what it prints.
         """
         begin = time.monotonic()
         run(folder, TWISTD, "--version")
         nothing = time.monotonic()
         done = run(folder, *command, env=env)
         assert time.monotonic() - nothing < 2 + (nothing - begin)
-        assert done.returncode == 1
+        assert done.returncode == status
         assert "Traceback" not in done.stdout
         assert os.listdir(folder) == []
         return done.stdout
@@ -162,6 +274,17 @@ class TestCannotStart:
         """
         printed = self.fails(tmp_path, *command, "kvserver", "--prod=4040")
         assert printed == "kvserver: option --prod not recognized\n"
+
+    def test_standardError(self, tmp_path: Path) -> None:
+        """
+        The line goes to standard error, as that of any command does.
+        """
+        command = (TWISTD, "-n", "kvserver", "--prod")
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, timeout=PATIENCE, check=False
+        )
+        assert (done.returncode, done.stdout) == (os.EX_USAGE, b"")
+        assert done.stderr == b"kvserver: option --prod not recognized\n"
 
     @pytest.mark.parametrize("value", ["", "x", "-1", "65536"])
     def test_port(self, tmp_path: Path, value: str) -> None:
@@ -244,14 +367,14 @@ class TestCannotStart:
         """
         A port in use, by anybody on any address. The shell that starts a daemon is told as well.
         """
-        printed = self.fails(tmp_path, *command, "kvserver", f"--port={taken}")
+        printed = self.fails(tmp_path, *command, "kvserver", f"--port={taken}", status=1)
         assert printed.count(f"Cannot listen on port {taken}: Address already in use") == 1
 
     def test_foreignInterface(self, tmp_path: Path) -> None:
         """
         An address that is not of this host (RFC 5737: nobody's).
         """
-        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "-p4040", "-i192.0.2.1")
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "-p4040", "-i192.0.2.1", status=1)
         line = "Cannot listen on 192.0.2.1 port 4040: Cannot assign requested address"
         assert printed.count(line) == 1
 
@@ -265,8 +388,29 @@ class TestCannotStart:
         command = [TWISTD, "-n", "kvserver", "--port=1"]
         if os.getuid() == 0:
             command = [program("setpriv"), "--bounding-set=-net_bind_service", *command]
-        printed = self.fails(tmp_path, *command)
+        printed = self.fails(tmp_path, *command, status=1)
         assert printed.count("Cannot listen on port 1: Permission denied") == 1
+
+
+@pytest.mark.parametrize("command", [(TWISTD, "-n"), (TWIST,)], ids=["twistd", "twist"])
+def test_notLinux(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """
+    Where there is no Linux one line says so, whatever is missing there.
+    """
+    # Twisted does not import what it thinks that another system has: it comes first.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import select, sys\n"
+        "import twisted.application.twist._twist, twisted.scripts.twistd\n"
+        "import twisted.internet.reactor, twisted.scripts._twistd_unix\n"
+        "sys.platform = 'darwin'\n"
+        "del select.epoll\n"
+        "sys.modules.update(fcntl=None, resource=None, termios=None)\n"
+    )
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = environment(PYTHONPATH=os.pathsep.join(path))
+    done = run(tmp_path, *command, "kvserver", "--port=0", env=env)
+    assert done.stdout == "kvserver: needs Linux, and this is darwin\n"
+    assert done.returncode == 1
 
 
 class TestNoIPv6:

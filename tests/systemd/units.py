@@ -20,12 +20,17 @@ import pytest
 
 from tests.support.clients import LINES, Sender, ask, connect, exchange, stick
 from tests.support.daemon import PATIENCE, waitFor
-from tests.support.readme import block
+from tests.support.readme import README, block
 from tests.support.sabotage import SABOTEUR
 from tests.support.wires import PROXY_V1, Authority, TLSClient
 
 DROPINS = Path("/etc/systemd/system/kvserver.service.d")
 PORT = 4040
+
+START_LIMIT = 120.0
+"""
+The interval in which the unit's start limit is reached, in seconds.
+"""
 
 
 def shell(script: str, status: int = 0) -> str:
@@ -70,6 +75,16 @@ def cursor() -> str:
     """
     (found,) = re.findall("-- cursor: (.*)", shell("journalctl --lines=1 --show-cursor"))
     return str(found)
+
+
+def settings(options: str, listen: str = "systemd:domain=INET6:index=0") -> None:
+    """
+    Write the file with the settings.
+    """
+    Path("/etc/kvserver").mkdir(exist_ok=True)
+    Path("/etc/kvserver/kvserver.conf").write_text(
+        f"KVSERVER_LISTEN=--listen={listen}\nKVSERVER_OPTIONS={options}\n"
+    )
 
 
 def dropIn(name: str, text: str) -> None:
@@ -344,6 +359,82 @@ def test_portInUse(cursor: str) -> None:
         assert "Cannot listen on port 4040: Address already in use" in journal(cursor)
 
 
+def test_wrongOption(cursor: str) -> None:
+    """
+    A mistake in the options leaves the unit failed at once, without a restart. A client that comes
+    then starts it again, but not for ever.
+    """
+    settings("--idle-timeout=x")
+    shell("systemctl restart kvserver.service", 1)
+    assert formatAddress("ActiveState") == "failed"
+    assert formatAddress("ExecMainStatus") == "64"
+    assert formatAddress("NRestarts") == "0"
+    assert journal(cursor).count("kvserver: --idle-timeout: 'x' is not a number of seconds") == 1
+    with connect(PORT) as client, contextlib.suppress(ConnectionResetError):
+        client.settimeout(START_LIMIT)
+        assert client.recv(1) == b""
+    result = "systemctl show --value --property=Result kvserver.socket"
+    assert shell(result) == "service-start-limit-hit\n"
+    assert 1 < journal(cursor).count("kvserver: --idle-timeout: 'x'") <= 21
+    # What the README says then.
+    settings("--idle-timeout=60")
+    shell("systemctl reset-failed 'kvserver.*' && systemctl start kvserver.socket kvserver.service")
+    answered()
+
+
+def test_startLimit(cursor: str) -> None:
+    """
+    A start that fails each time is tried again, but not for ever.
+    """
+    shell(block("systemctl disable --now kvserver.socket"))
+    shell("systemctl stop kvserver.service")
+    begin = time.monotonic()
+    with socket.create_server(("127.0.0.1", PORT)):
+        shell("systemctl start kvserver.service", 1)
+        assert formatAddress("ActiveState") == "activating"
+        assert formatAddress("ExecMainStatus") == "1"
+        waitFor(
+            lambda: "Start request repeated too quickly" in journal(cursor),
+            "the limit",
+            START_LIMIT,
+        )
+        print(f"the limit took {time.monotonic() - begin} s")
+    assert formatAddress("ActiveState") == "failed"
+    # systemd counts the starts before it as well.
+    assert 15 < journal(cursor).count("Cannot listen on port 4040: Address already in use") <= 20
+    shell("systemctl reset-failed 'kvserver.*' && systemctl start kvserver.service")
+    answered()
+
+
+def test_stopped() -> None:
+    """
+    The next client starts a service that was stopped, unless its socket was stopped, too.
+    """
+    shell("systemctl stop kvserver.service")
+    answered()
+    shell("systemctl stop kvserver.socket kvserver.service")
+    with pytest.raises(ConnectionRefusedError):
+        connect(PORT)
+
+
+def test_shutIn() -> None:
+    """
+    The daemon has no privilege, no network, and a user of its own that does not outlive it.
+    """
+    status = Path(f"/proc/{formatAddress('MainPID')}/status").read_text()
+    assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
+    (uid,) = re.findall(r"^Uid:\s+(\d+)", status, re.MULTILINE)
+    assert int(uid) >= 61184
+    (interface,) = re.findall(
+        r"^ *(\w+):",
+        shell(f"nsenter --net --target={formatAddress('MainPID')} cat /proc/net/dev"),
+        re.MULTILINE,
+    )
+    assert interface == "lo"
+    shell("systemctl stop kvserver.socket kvserver.service")
+    shell("getent passwd kvserver", 2)
+
+
 def test_ownPort() -> None:
     """
     The README's drop-in: a port of its own, without the socket of systemd.
@@ -356,6 +447,15 @@ def test_ownPort() -> None:
     shell(f"{block('systemctl link').strip()} || true")
     shell("systemctl restart kvserver.service")
     answered()
+    # For a port below 1024.
+    settings("", "tcp:7")
+    dropIn(
+        "low.conf",
+        "PrivateUsers=no\n"
+        "CapabilityBoundingSet=CAP_NET_BIND_SERVICE\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n",
+    )
+    shell("systemctl restart kvserver.service")
+    answered(7)
 
 
 def test_settingsForProxy() -> None:
@@ -391,6 +491,24 @@ def test_settingsForTLS(tmp_path: Path, cursor: str) -> None:
         assert ask(client, b"hello\n") == b"hello\n"
 
 
+def get(page: str) -> str:
+    """
+    A page of the operations site.
+    """
+    with urllib.request.urlopen(f"http://127.0.0.1:9100{page}", timeout=PATIENCE) as answer:
+        return str(answer.read().decode())
+
+
+def test_recordsInTheJournal(cursor: str) -> None:
+    """
+    C{--access-log=-} writes to the journal.
+    """
+    settings("--access-log=-")
+    shell("systemctl restart kvserver.service")
+    answered()
+    waitFor(lambda: '"reason": "client_closed"' in journal(cursor), "the record")
+
+
 def test_settingsForOperation() -> None:
     """
     The README's example of an access log and metrics.
@@ -399,8 +517,19 @@ def test_settingsForOperation() -> None:
     answered()
     log = Path("/var/log/kvserver/access.log")
     waitFor(lambda: '"reason": "client_closed"' in log.read_text(), "the record")
-    with urllib.request.urlopen("http://127.0.0.1:9100/readyz", timeout=PATIENCE) as answer:
-        assert answer.read() == b"ready\n"
+    assert get("/readyz") == "ready\n"
+    assert get("/healthz") == "alive\n"
+    # Each that the README has.
+    body = get("/metrics")
+    table = re.findall(r"^``(kvserver_\w+)``  ", README.read_text(), re.MULTILINE)
+    process = (
+        *("cpu_seconds_total", "resident_memory_bytes", "virtual_memory_bytes"),
+        *("open_fds", "max_fds", "start_time_seconds"),
+    )
+    for name in *table, *(f"process_{name}" for name in process):
+        assert f"# TYPE {name}" in body
+    started = float(re.findall(r"^process_start_time_seconds (\S+)$", body, re.MULTILINE)[0])
+    assert abs(started - time.time()) < 60
     # A rotation.
     log.rename("/var/log/kvserver/access.log.1")
     shell("systemctl reload kvserver.service")

@@ -29,9 +29,11 @@ class Reactor(MemoryReactorClock):
 
 class Harness:
     """
-    The service on a fake reactor.
+    Two service trees on a fake reactor.
 
     @ivar happened: What signals have brought about.
+
+    @ivar trees: What each tree has for signals.
     """
 
     def __init__(self) -> None:
@@ -45,16 +47,36 @@ class Harness:
             ],
             lambda: self.happened.append("after"),
         )
-        self.signals = Signals(self.reactor, lambda: self.happened.append("abortDrain"), reload)
+        self.trees = (
+            Signals(self.reactor, lambda: self.happened.append("abort"), reload),
+            Signals(
+                self.reactor,
+                lambda: self.happened.append("abort 2"),
+                lambda: self.happened.append("reload 2"),
+            ),
+        )
 
     def run(self) -> None:
         """
-        The reactor sets its handlers, and runs.
+        The reactor sets its handlers, as Twisted does, and runs.
         """
-        self.signals.startService()
-        for number in signal.SIGTERM, signal.SIGINT:
-            signal.signal(number, lambda number, frame: self.happened.append("stop"))
+        for tree in self.trees:
+            tree.startService()
+
+        def stop(number: int, frame: object) -> None:
+            self.happened.append("stop")
+
+        signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, stop)
         for call, args, kwargs in self.reactor.whenRunningHooks:
+            call(*args, **kwargs)
+
+    def stop(self) -> None:
+        """
+        The reactor begins to stop.
+        """
+        for call, args, kwargs in self.reactor.triggers["before"]["shutdown"]:
             call(*args, **kwargs)
 
     def get(self, *numbers: int) -> list[str]:
@@ -81,12 +103,31 @@ def harness() -> Iterator[Harness]:
 
 def test_hangUp(harness: Harness) -> None:
     """
-    HUP ends nothing, as long as the service runs and after it, and reloads what there is.
+    HUP reloads each tree that runs, and ends nothing, also when none runs.
     """
     harness.run()
+    assert harness.get(signal.SIGHUP) == ["before", "step", "after", "reload 2"]
+    first, second = harness.trees
+    first.stopService()
+    harness.happened.clear()
+    assert harness.get(signal.SIGHUP) == ["reload 2"]
+    first.startService()
+    second.stopService()
+    harness.happened.clear()
     assert harness.get(signal.SIGHUP) == ["before", "step", "after"]
-    harness.signals.stopService()
-    assert harness.get(signal.SIGHUP) == ["before", "step", "after"] * 2
+    first.stopService()
+    harness.happened.clear()
+    assert harness.get(signal.SIGHUP) == []
+
+
+def test_hangUpOfTheApplication(harness: Harness) -> None:
+    """
+    A handler for HUP that the application has set before is called as well.
+    """
+    signal.signal(signal.SIGHUP, lambda number, frame: harness.happened.append("application"))
+    harness.run()
+    assert "application" in harness.get(signal.SIGHUP)
+    assert harness.happened.count("reload 2") == 1
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
@@ -96,17 +137,40 @@ def test_secondSignal(harness: Harness, first: int, second: int) -> None:
     The first TERM or INT is the reactor's; the next one is in a hurry, however soon it comes.
     """
     harness.run()
-    assert harness.get(first, second) == ["stop", "abortDrain"]
-    assert harness.get(second) == ["stop", "abortDrain", "abortDrain"]
+    assert harness.get(first, second) == ["stop", "abort", "abort 2"]
+    harness.stop()
+    assert harness.get(second) == ["stop", *["abort", "abort 2"] * 2]
 
 
 def test_signalAfterAnotherStop(harness: Harness) -> None:
     """
-    When something else has stopped the services a first signal is in a hurry.
+    When something else has stopped the reactor a first signal is in a hurry.
     """
     harness.run()
-    harness.signals.stopService()
-    assert harness.get(signal.SIGTERM) == ["abortDrain"]
+    harness.stop()
+    assert harness.get(signal.SIGTERM) == ["abort", "abort 2"]
+
+
+def test_stopOfOneTree(harness: Harness) -> None:
+    """
+    When one tree has been stopped, and not the reactor, a first signal is the reactor's.
+    """
+    harness.run()
+    harness.trees[0].stopService()
+    assert harness.get(signal.SIGTERM) == ["stop"]
+    assert harness.get(signal.SIGTERM) == ["stop", "abort 2"]
+
+
+def test_ignored(harness: Harness) -> None:
+    """
+    INT that is ignored, as in a background job of a shell, stays ignored, also during the drain.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    harness.run()
+    assert harness.get(signal.SIGINT) == []
+    harness.stop()
+    assert harness.get(signal.SIGINT) == []
+    assert harness.get(signal.SIGTERM) == ["abort", "abort 2"]
 
 
 def test_keepTime() -> None:
@@ -117,7 +181,11 @@ def test_keepTime() -> None:
     useMonotonicClock(reactor)
     assert reactor.seconds is time.monotonic
     busy = MemoryReactorClock()
-    busy.callLater(1, list)
+    call = busy.callLater(1, list)
+    useMonotonicClock(busy)
+    assert busy.seconds() == 0
+    # Another service tree comes, when connections of the first one have been timed.
+    call.cancel()
     useMonotonicClock(busy)
     assert busy.seconds() == 0
 
