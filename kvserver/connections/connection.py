@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Callable
 from fcntl import ioctl
+from termios import FIONREAD
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -192,6 +193,15 @@ class Connection:
         (count,) = struct.unpack("i", ioctl(self.socket, request, bytes(4)))
         assert isinstance(count, int)
         return count
+
+    def hasUnread(self) -> bool:
+        """
+        Has the kernel received something that is about to be read? After a pause of the process,
+        timers come before the bytes that have arrived during the pause. Of a connection that is not
+        read from, what is unread does not count: it may stay so for ever.
+        """
+        watched = self.stage or self
+        return self.poller.isReading(watched) and self.queued(FIONREAD) > 0
 
     def abortConnection(self) -> None:
         """

@@ -45,12 +45,26 @@ class Drain:
 
         @param abortAll: Called at the deadline. It resets the connections that are left.
         """
+        self._reactor = reactor
         self._abortAll = abortAll
-        self._deadline = reactor.callLater(seconds, abortAll)
+        self._deadline = reactor.callLater(seconds, self._expire)
+        self._end = reactor.seconds() + seconds
         self.finished: Deferred[None] = Deferred()
         """
         Fires when all connections have ended.
         """
+
+    def _expire(self) -> None:
+        """
+        The deadline. If it comes late, the process was paused, and the lines that have arrived
+        meanwhile are unread: the connections get a little time to come to rest, but only once.
+        """
+        late = self._reactor.seconds() - self._end
+        if late > DRAIN_INTERVAL:
+            self._end = float("inf")
+            self._deadline = self._reactor.callLater(2 * QUIET_PERIOD, self._expire)
+        else:
+            self._abortAll()
 
     def abort(self) -> None:
         """

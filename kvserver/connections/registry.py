@@ -285,7 +285,7 @@ class Connections(Service):
                 return False
             transport.record.closeWith(CloseReason.DRAINED)
         else:
-            if not 0 < self.limits.idleTimeout <= silent:
+            if not 0 < self.limits.idleTimeout <= silent or transport.hasUnread():
                 return False
             transport.record.closeWith(CloseReason.IDLE_TIMEOUT)
         transport.close()

@@ -944,6 +944,19 @@ def test_handshakeIsLate(memoryServer: TLSServer, place: int) -> None:
     )
 
 
+def test_handshakePausedProcess(memoryServer: TLSServer) -> None:
+    """
+    A hello that is in the kernel when the time is over is read first: the process was paused.
+    """
+    visitor = Visitor(memoryServer)
+    visitor.peer.sendall(visitor.flight())
+    memoryServer.clock.advance(HANDSHAKE_TIMEOUT + 1)
+    memoryServer.settle()
+    visitor.listen()
+    visitor.shakeHands()
+    assert visitor.ask(b"hello\n") == b"hello\n"
+
+
 @pytest.mark.parametrize("place", [0, 100])
 def test_handshakeEndsEarly(memoryServer: TLSServer, place: int) -> None:
     """
