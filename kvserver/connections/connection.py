@@ -203,6 +203,20 @@ class Connection:
         watched = self.stage or self
         return self.poller.isReading(watched) and self.queued(FIONREAD) > 0
 
+    def isIdle(self) -> bool:
+        """
+        Return whether nothing has come that the stage waits for.
+        """
+        return self.stage is None or not self.stage.hasReceived
+
+    def close(self) -> None:
+        """
+        Close in good order, because the daemon wants to.
+        """
+        if not self.disconnecting:
+            # The protocol has sent nothing, and nobody waits for the rest of a handshake.
+            self.connectionLost(DONE)
+
     def abortConnection(self) -> None:
         """
         Reset the connection, and drop the bytes that wait to be sent. The protocol is told in the

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from kvserver.connections.transport import Transport
+from kvserver.connections.connection import Connection
 
 QUIET_PERIOD = 0.3
 """
@@ -22,14 +22,16 @@ The interval between two sweeps of a drain, in seconds.
 """
 
 
-def isAtRest(transport: Transport, silent: float) -> bool:
+def isAtRest(connection: Connection, silent: float) -> bool:
     """
     Return whether a drain may close this connection. No line must have begun, nothing must be
     unread or unsent, and no byte must have moved for L{QUIET_PERIOD}.
 
     @param silent: How long no byte has moved, in seconds.
     """
-    return silent >= QUIET_PERIOD and transport.isIdle() and not transport.queued(termios.FIONREAD)
+    return (
+        silent >= QUIET_PERIOD and connection.isIdle() and not connection.queued(termios.FIONREAD)
+    )
 
 
 class Drain:

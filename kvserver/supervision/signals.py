@@ -53,7 +53,11 @@ class Signals(Service):
     """
 
     def __init__(
-        self, reactor: Any, abortDrain: Callable[[], None], reload: Callable[[], None]
+        self,
+        reactor: Any,
+        abortDrain: Callable[[], None],
+        reload: Callable[[], None],
+        replace: Callable[[], None] | None = None,
     ) -> None:
         """
         @param reactor: Provides C{IReactorCore} and C{IReactorFromThreads}: a signal may arrive at
@@ -62,10 +66,13 @@ class Signals(Service):
         @param abortDrain: Called on a second TERM or INT.
 
         @param reload: Called on HUP.
+
+        @param replace: Called on USR2. None: USR2 has its default effect, and ends the process.
         """
         self._reactor = reactor
         self._abortDrain = abortDrain
         self._reload = reload
+        self._replace = replace
 
     def startService(self) -> None:
         """
@@ -73,6 +80,8 @@ class Signals(Service):
         """
         super().startService()
         signal.signal(signal.SIGHUP, self._hangUp)
+        if self._replace is not None:
+            signal.signal(signal.SIGUSR2, self._onReplace)
         # By then the reactor has installed its own handlers, which are wrapped.
         self._reactor.callWhenRunning(self._wrapReactorHandlers)
 
@@ -108,6 +117,9 @@ class Signals(Service):
 
     def _hangUp(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._reloadNow)
+
+    def _onReplace(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._replace)
 
     def _reloadNow(self) -> None:
         _log.info("Received SIGHUP: reloading")

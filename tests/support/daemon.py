@@ -66,6 +66,12 @@ def quietPort() -> int:
     raise AssertionError("no port is free")
 
 
+_WORKERS = [f"--workers={count}"] if (count := os.environ.get("KVSERVER_WORKERS")) else []
+"""
+The option that lets every daemon of the tests have workers.
+"""
+
+
 class Daemon:
     """
     C{twistd -n kvserver --port 0}, and what more it is told.
@@ -107,7 +113,7 @@ class Daemon:
         self.log = folder / "daemon.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, name, *(options or ("--port", "0"))],
+                [*command, name, *(options or ("--port", "0")), *_WORKERS],
                 cwd=folder,
                 env=env or environment(),
                 pass_fds=descriptors,

@@ -18,6 +18,7 @@ from twisted.internet.protocol import ServerFactory
 from twisted.logger import LogLevel, capturedLogs
 
 from kvserver.connections.certificates import Certificates
+from kvserver.connections.handover import LocalHandover
 from kvserver.connections.handshake import HANDSHAKE_TIMEOUT
 from kvserver.connections.limits import Limits
 from kvserver.connections.record import CloseReason
@@ -72,7 +73,8 @@ class TLSServer(MemoryServer):
         """
         super().__init__(limits, factory)
         self.context = context
-        self.route = Route(self.factory, self.connections, self.poller, certificates=certificates)
+        self.handover = LocalHandover(self.factory, certificates)
+        self.route = Route(self.connections, self.poller, self.handover)
 
     def visit(self) -> "Visitor":
         """

@@ -290,7 +290,7 @@ class TestReading:
                 protocol.connectionMade = lambda: act(protocol.transport)  # type: ignore
                 return protocol
 
-        server.route.factory = Factory()
+        server.handover._factory = Factory()
         return server.enter()
 
 
