@@ -143,17 +143,24 @@ class Connection:
         """
         return self.socket
 
+    def _isUNIX(self) -> bool:
+        # Twisted's protocols set TCP options without asking; a UNIX socket never delays.
+        return self.socket.family == socket.AF_UNIX
+
     def getTcpNoDelay(self) -> bool:
         """
         Return whether writes are sent without delay, which is the default here.
         """
-        return bool(self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        return self._isUNIX() or bool(
+            self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        )
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         """
         Set whether writes are sent without delay.
         """
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
+        if not self._isUNIX():
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
 
     def getTcpKeepAlive(self) -> bool:
         """
@@ -281,7 +288,9 @@ def _closeReasonFor(reason: Failure) -> CloseReason:
     """
     if reason is DONE or reason.check(ConnectionDone):
         return CloseReason.CLIENT_CLOSED
-    if reason.check(ConnectionLost) and not reason.check(ConnectionAborted):
+    if reason.check(ConnectionAborted):
+        return CloseReason.PROTOCOL_ABORTED
+    if reason.check(ConnectionLost):
         return CloseReason.RESET
     return CloseReason.ERROR
 

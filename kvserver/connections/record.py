@@ -42,6 +42,9 @@ class CloseReason(Enum):
     WORKER_DIED = "worker_died"
     """The worker process that served it has ended."""
 
+    PROTOCOL_ABORTED = "protocol_aborted"
+    """The protocol has reset it."""
+
     ERROR = "error"
     """The daemon is at fault; the log has the details."""
 

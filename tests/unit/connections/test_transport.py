@@ -776,7 +776,7 @@ class TestRecord:
         [
             (ConnectionDone(), CloseReason.CLIENT_CLOSED),
             (ConnectionLost(), CloseReason.RESET),
-            (ConnectionAborted(), CloseReason.ERROR),
+            (ConnectionAborted(), CloseReason.PROTOCOL_ABORTED),
             (ZeroDivisionError(), CloseReason.ERROR),
         ],
     )
