@@ -4,6 +4,7 @@ The channel between the master and a worker: messages, and sockets with them.
 
 import json
 import socket
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ MAX_DESCRIPTORS = 250
 """
 The most sockets in one message. Linux takes 253 (SCM_MAX_FD, unix(7)).
 """
+
+_ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)
 
 RECEIVE_SIZE = 64 * 1024
 """
@@ -139,14 +142,17 @@ class Channel:
         @return: What has come; nothing: the other end is gone; None: nothing has come yet.
         """
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._socket, RECEIVE_SIZE, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            # socket.recv_fds ignores its flags, and nobody is to inherit the descriptors.
+            data, ancillary, _, _ = self._socket.recvmsg(
+                RECEIVE_SIZE, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return None
         except OSError:
             return b""
-        self._descriptors += descriptors
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._descriptors += array("i", content)
         *lines, self._incoming = (self._incoming + data).split(b"\n")
         for line in lines:
             message = json.loads(line)

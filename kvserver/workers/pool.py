@@ -331,7 +331,7 @@ class Pool(Service):
             self._waiting.popleft().abortConnection()
 
     def _killBusy(self) -> None:
-        for process in self.processes:
+        for process in list(self.processes):
             if process.connections:
                 process.kill()
 
