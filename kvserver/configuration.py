@@ -19,6 +19,7 @@ from kvserver.listening.specification import ListenerSpec, parseDescription
 from kvserver.operations.notify import NotifySocket
 from kvserver.served import load
 from kvserver.supervision.supervisor import CannotStart
+from kvserver.workers.cpus import available
 
 _log = Logger(namespace="kvserver.configuration")
 
@@ -32,6 +33,11 @@ The networks that may send a PROXY header by default.
 MAX_SECONDS = 10**9
 """
 The upper bound of every time-out, in seconds: 31 years, more than any time-out needs.
+"""
+
+MAX_WORKERS = 1024
+"""
+More workers than any machine needs.
 """
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
@@ -77,10 +83,18 @@ class Configuration:
 
     @ivar operations: Where the operations site listens. None: there is no site.
 
+    @ivar served: The name of what is served, for the workers.
+
+    @ivar workers: How many worker processes there are; None: this process serves by itself.
+
+    @ivar replaceTimeout: How long a worker that was replaced waits for its last connections, in
+        seconds; 0: for ever.
+
     @ivar notifySocket: The socket of the service manager. None: there is no manager to notify.
     """
 
     factory: Any
+    served: str
     listeners: tuple[ListenerSpec, ...]
     limits: Limits
     proxyTrusted: Networks = LOOPBACK
@@ -88,6 +102,8 @@ class Configuration:
     accessLog: str | None = None
     operations: IBinding | None = None
     notifySocket: NotifySocket | None = None
+    workers: int | None = None
+    replaceTimeout: int = 0
 
 
 def configure(
@@ -107,8 +123,9 @@ def configure(
 
     @raise CannotStart: The service manager has not passed a socket that an option names.
     """
+    name = options["protocol"] or served
     try:
-        factory = load(options["protocol"] or served)
+        factory = load(name)
     except ValueError as error:
         raise UsageError(f"--protocol: {error}") from None
     listeners = _listeners(options, environment)
@@ -128,6 +145,7 @@ def configure(
         _log.warn("systemd passed {socket}, and no option names it: no answer there", socket=unused)
     return Configuration(
         factory,
+        name,
         listeners,
         _limits(options),
         trusted or LOOPBACK,
@@ -135,6 +153,10 @@ def configure(
         options["access-log"],
         operations,
         notifySocket,
+        _workers(options["workers"]),
+        _number(
+            "--replace-timeout", options["replace-timeout"], "a number of seconds", 0, MAX_SECONDS
+        ),
     )
 
 
@@ -184,6 +206,14 @@ def _limits(options: Mapping[str, Any]) -> Limits:
         writeTimeout=number("write-timeout", "a number of seconds", 1, MAX_SECONDS),
         drainTimeout=number("drain-timeout", "a number of seconds", 1, MAX_SECONDS),
     )
+
+
+def _workers(value: str | None) -> int | None:
+    if value is None:
+        return None
+    if value == "auto":
+        return available()
+    return _number("--workers", value, "auto, or a number of processes", 1, MAX_WORKERS)
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:

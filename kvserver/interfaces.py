@@ -4,6 +4,7 @@ C{IProtocol}; both are optional. The third describes what a listener needs.
 """
 
 import socket
+from typing import Any
 
 from zope.interface import Attribute, Interface
 
@@ -73,4 +74,43 @@ class IBinding(Interface):
     def conflictsWith(other: object) -> bool:
         """
         Return whether it is impossible to listen on both bindings at once.
+        """
+
+
+class IHandover(Interface):
+    """
+    Where an admitted connection goes: to a protocol in this process, or to a worker.
+    """
+
+    kind = Attribute("The class of the connections that this takes.")
+
+    def start() -> None:
+        """
+        A listener has begun to listen.
+        """
+
+    def stop() -> None:
+        """
+        A listener has ceased to listen.
+        """
+
+    def handOver(connection: Any) -> None:
+        """
+        Take an admitted connection.
+        """
+
+
+class IWorkers(Interface):
+    """
+    Processes that serve connections.
+    """
+
+    def drain(seconds: float) -> None:
+        """
+        Close each connection as soon as it is at rest, and reset those that are left after a time.
+        """
+
+    def abort() -> None:
+        """
+        Reset all connections.
         """

@@ -105,6 +105,19 @@ class Options(UsageOptions):
             "File for one JSON record a connection; -: the log. [default: none]",
         ],
         [
+            "workers",
+            None,
+            None,
+            "Serve from this many processes; auto: one for each CPU. [default: this process alone]",
+        ],
+        [
+            "replace-timeout",
+            None,
+            "0",
+            "Seconds that a worker which USR2 has replaced waits for its last connections; then it "
+            "drains. 0: for ever.",
+        ],
+        [
             "protocol",
             None,
             None,

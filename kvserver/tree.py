@@ -6,11 +6,15 @@ import time
 from typing import Any
 
 from twisted.application.service import Service
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from kvserver.configuration import Configuration, TLSFiles
 from kvserver.connections.certificates import BadCertificate, Certificates
+from kvserver.connections.handover import LocalHandover
 from kvserver.connections.poller import Poller
 from kvserver.connections.registry import Connections
+from kvserver.interfaces import IHandover
 from kvserver.listening.listener import Listener
 from kvserver.listening.route import Route
 from kvserver.listening.specification import ListenerSpec
@@ -25,6 +29,9 @@ from kvserver.supervision.supervisor import (
     RestartIntensity,
     Supervisor,
 )
+from kvserver.workers.pool import Pool, Worker, WorkerHandover
+
+_log = Logger(namespace="kvserver.tree")
 
 
 def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) -> Supervisor:
@@ -48,13 +55,30 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
     certificates = _certificates(configuration.tls) if configuration.tls else None
     poller = Poller(reactor)
 
+    pool: Pool | None = None
+    workers = []
+    if configuration.workers:
+        pool = connections.workers = Pool(
+            reactor,
+            configuration.workers,
+            configuration.served,
+            connections,
+            certificates,
+            configuration.replaceTimeout,
+        )
+        workers = [_temporary("pool", pool), *_workers(pool, configuration.workers, reactor)]
+
+    def handover(isTLS: bool) -> IHandover:
+        if pool is not None:
+            return WorkerHandover(pool, isTLS)
+        return LocalHandover(configuration.factory, certificates if isTLS else None)
+
     def listener(spec: ListenerSpec) -> ChildSpec:
         route = Route(
-            configuration.factory,
             connections,
             poller,
+            handover("tls" in spec.layers),
             configuration.proxyTrusted if "proxy" in spec.layers else None,
-            certificates if "tls" in spec.layers else None,
         )
         return ChildSpec(
             spec.name, lambda died: Listener(reactor, spec, route, connections, poller, died)
@@ -64,6 +88,8 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         if not notifier.running:
             return "starting" if supervisor.running else "draining"
         listeners = (child for child in supervisor if isinstance(child, Listener))
+        if pool is not None and not pool.isReady():
+            return "no worker"
         broken = [str(child.name) for child in listeners if not child.isListening()]
         return f"not listening: {', '.join(broken)}" if broken else None
 
@@ -77,11 +103,13 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         status,
         lambda: notReadyReason() is None,
         configuration.limits.drainTimeout,
+        pool.ready if pool else None,
     )
     reload = Reload(
         notifier.reloading,
         [
             *([certificates.reload] if certificates else []),
+            *([pool.reload] if pool else []),
             *([accessLog.reopen] if accessLog else []),
         ],
         notifier.ready,
@@ -98,8 +126,10 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
             connections,
             lambda: {spec.name: supervisor.restarts[spec.name] for spec in configuration.listeners},
             lambda: certificates.expiry if certificates else None,
+            pool,
         )
-        siteRoute = Route(site(reactor, collector, notReadyReason), visitors, poller)
+        pages = LocalHandover(site(reactor, collector, notReadyReason))
+        siteRoute = Route(visitors, poller, pages)
         siteSpec = ListenerSpec("metrics", (), configuration.operations)
         # Started before the connections, and stopped after them: the site answers during the drain.
         operations = [
@@ -114,18 +144,37 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
     # It has no name: a process may have several, and its application names them as it likes.
     supervisor = Supervisor(
         [
-            ChildSpec("signals", lambda died: Signals(reactor, connections.abortDrain, reload)),
+            ChildSpec(
+                "signals",
+                lambda died: Signals(
+                    reactor, connections.abortDrain, reload, pool.replace if pool else None
+                ),
+            ),
             *operations,
             *([_temporary("access log", accessLog)] if accessLog else []),
+            *workers,
             # A restart would not help: the new service would not know the existing connections.
             _temporary("connections", connections),
             *map(listener, configuration.listeners),
             ChildSpec("notifier", lambda died: notifier),
         ],
-        RestartIntensity(reactor.seconds),
+        # All workers may be killed at once.
+        RestartIntensity(reactor.seconds, 3 + (configuration.workers or 0)),
         lambda: exitWithFailure(reactor),
     )
     return supervisor
+
+
+def _workers(pool: Pool, count: int, reactor: Any) -> list[ChildSpec]:
+    def worker(number: int) -> ChildSpec:
+        return ChildSpec(f"worker {number}", lambda died: Worker(reactor, pool, number, died))
+
+    def cannotStart(failure: Failure) -> None:
+        _log.critical("{reason}", reason=failure.getErrorMessage())
+        exitWithFailure(reactor)
+
+    pool.ready.addErrback(cannotStart)
+    return [worker(number) for number in range(1, count + 1)]
 
 
 def _temporary(name: str, service: Service) -> ChildSpec:

@@ -8,7 +8,7 @@ import re
 import ssl
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 
@@ -61,7 +61,13 @@ class Certificates:
     @ivar expiry: When our certificate expires, in seconds since the epoch.
     """
 
-    def __init__(self, certificate: str, privateKey: str, clientCA: str | None = None) -> None:
+    def __init__(
+        self,
+        certificate: str,
+        privateKey: str,
+        clientCA: str | None = None,
+        read: Callable[[str, str], bytes] | None = None,
+    ) -> None:
         """
         @param certificate: The path of a PEM file: our certificate, followed by its chain to the
             root.
@@ -72,17 +78,28 @@ class Certificates:
             certificates of clients. An intermediate authority is enough. None: clients are not
             asked for a certificate.
 
+        @param read: Reads the file of an option; by default from its path.
+
         @raise BadCertificate: A file can't be used.
         """
+        self.paths = certificate, privateKey, clientCA
+        self.files: dict[str, bytes] = {}
+        self._read = read or _read
         self._certificate = certificate
         self._privateKey = privateKey
         self._clientCA = clientCA
         self.context, self.expiry = self._load()
 
     def _load(self) -> tuple[ssl.SSLContext, float]:
-        certificate = _read("--tls-certificate", self._certificate)
+        files: dict[str, bytes] = {}
+
+        def read(option: str, path: str) -> bytes:
+            files[option] = self._read(option, path)
+            return files[option]
+
+        certificate = read("--tls-certificate", self._certificate)
         chain = _certificates("--tls-certificate", self._certificate, certificate)
-        key = _read("--tls-private-key", self._privateKey)
+        key = read("--tls-private-key", self._privateKey)
         if not _PRIVATE_KEY.search(key):
             raise BadCertificate(f"--tls-private-key: {self._privateKey!r} is no PEM file of a key")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -117,19 +134,20 @@ class Certificates:
                 )
             raise BadCertificate(f"{fault}: {reasonOf(error)}") from None
         if self._clientCA is not None:
-            self._trust(context, self._clientCA)
+            self._trust(context, self._clientCA, read("--tls-client-ca", self._clientCA))
         now = time.time()
         if now > notAfter:
             self._warn("has expired: its validity ended at {time}", notAfter)
         elif now < notBefore:
             self._warn("is not valid yet: its validity begins at {time}", notBefore)
+        self.files = files
         return context, notAfter
 
-    def _trust(self, context: ssl.SSLContext, path: str) -> None:
+    def _trust(self, context: ssl.SSLContext, path: str, text: bytes) -> None:
         """
         Require a client certificate that one of the authorities in the file at C{path} has signed.
         """
-        trusted = _certificates("--tls-client-ca", path, _read("--tls-client-ca", path))
+        trusted = _certificates("--tls-client-ca", path, text)
         for number, one in enumerate(trusted, 1):
             if not _stored(one).cert_store_stats()["x509_ca"]:
                 raise BadCertificate(

@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Callable
 from fcntl import ioctl
-from termios import TIOCOUTQ
+from termios import FIONREAD, TIOCOUTQ
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -144,17 +144,24 @@ class Connection:
         """
         return self.socket
 
+    def _isUNIX(self) -> bool:
+        # Twisted's protocols set TCP options without asking; a UNIX socket never delays.
+        return self.socket.family == socket.AF_UNIX
+
     def getTcpNoDelay(self) -> bool:
         """
         Return whether writes are sent without delay, which is the default here.
         """
-        return bool(self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        return self._isUNIX() or bool(
+            self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        )
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         """
         Set whether writes are sent without delay.
         """
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
+        if not self._isUNIX():
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
 
     def getTcpKeepAlive(self) -> bool:
         """
@@ -194,6 +201,29 @@ class Connection:
         (count,) = struct.unpack("i", ioctl(self.socket, request, bytes(4)))
         assert isinstance(count, int)
         return count
+
+    def hasUnread(self) -> bool:
+        """
+        Has the kernel received something that is about to be read? After a pause of the process,
+        timers come before the bytes that have arrived during the pause. Of a connection that is not
+        read from, what is unread does not count: it may stay so for ever.
+        """
+        watched = self.stage or self
+        return self.poller.isReading(watched) and self.queued(FIONREAD) > 0
+
+    def isIdle(self) -> bool:
+        """
+        Return whether nothing has come that the stage waits for.
+        """
+        return self.stage is None or not self.stage.hasReceived
+
+    def close(self) -> None:
+        """
+        Close in good order, because the daemon wants to.
+        """
+        if not self.disconnecting:
+            # The protocol has sent nothing, and nobody waits for the rest of a handshake.
+            self.connectionLost(DONE)
 
     def abortConnection(self) -> None:
         """
@@ -275,7 +305,9 @@ def _closeReasonFor(reason: Failure) -> CloseReason:
     """
     if reason is DONE or reason.check(ConnectionDone):
         return CloseReason.CLIENT_CLOSED
-    if reason.check(ConnectionLost) and not reason.check(ConnectionAborted):
+    if reason.check(ConnectionAborted):
+        return CloseReason.PROTOCOL_ABORTED
+    if reason.check(ConnectionLost):
         return CloseReason.RESET
     return CloseReason.ERROR
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from kvserver.connections.transport import Transport
+from kvserver.connections.connection import Connection
 
 QUIET_PERIOD = 0.3
 """
@@ -22,14 +22,16 @@ The interval between two sweeps of a drain, in seconds.
 """
 
 
-def isAtRest(transport: Transport, silent: float) -> bool:
+def isAtRest(connection: Connection, silent: float) -> bool:
     """
     Return whether a drain may close this connection. No line must have begun, nothing must be
     unread or unsent, and no byte must have moved for L{QUIET_PERIOD}.
 
     @param silent: How long no byte has moved, in seconds.
     """
-    return silent >= QUIET_PERIOD and transport.isIdle() and not transport.queued(termios.FIONREAD)
+    return (
+        silent >= QUIET_PERIOD and connection.isIdle() and not connection.queued(termios.FIONREAD)
+    )
 
 
 class Drain:
@@ -45,12 +47,26 @@ class Drain:
 
         @param abortAll: Called at the deadline. It resets the connections that are left.
         """
+        self._reactor = reactor
         self._abortAll = abortAll
-        self._deadline = reactor.callLater(seconds, abortAll)
+        self._deadline = reactor.callLater(seconds, self._expire)
+        self._end = reactor.seconds() + seconds
         self.finished: Deferred[None] = Deferred()
         """
         Fires when all connections have ended.
         """
+
+    def _expire(self) -> None:
+        """
+        The deadline. If it comes late, the process was paused, and the lines that have arrived
+        meanwhile are unread: the connections get a little time to come to rest, but only once.
+        """
+        late = self._reactor.seconds() - self._end
+        if late > DRAIN_INTERVAL:
+            self._end = float("inf")
+            self._deadline = self._reactor.callLater(2 * QUIET_PERIOD, self._expire)
+        else:
+            self._abortAll()
 
     def abort(self) -> None:
         """

@@ -10,7 +10,6 @@ from typing import Any
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 
 from kvserver.connections.certificates import Certificates, reasonOf
-from kvserver.connections.connection import DONE
 from kvserver.connections.record import CloseReason
 from kvserver.connections.stage import Stage
 from kvserver.connections.tls import TLSTransport
@@ -90,7 +89,8 @@ class Handshake(Stage):
         self.end()
         transport.goOnWriting()
         self._done(transport)
-        return self._goOn()
+        transport.readEarly()
+        return None
 
     def doWrite(self) -> Exception | None:
         """
@@ -99,21 +99,6 @@ class Handshake(Stage):
         why = self.transport.doWrite()
         if self.transport.stage is self and self.transport.isFlushed():
             self.transport.poller.addReader(self)
-        return why
-
-    def _goOn(self) -> Exception | None:
-        """
-        Decrypt the bytes that came together with the end of the handshake. No further event would
-        announce them.
-        """
-        transport = self.transport
-        if transport.protocol is None or not transport.hasMore():
-            return None
-        why = transport.decrypt(b"")
-        if why is CONNECTION_DONE:
-            # The poller sees only the stage, and would end both halves.
-            transport.readConnectionLost(DONE)
-            return None
         return why
 
     def late(self) -> None:

@@ -97,6 +97,26 @@ class Poller:
             self._hasNew = True
         self._events[number] = after
 
+    def isReading(self, descriptor: Any) -> bool:
+        """
+        Is the descriptor watched for bytes that come in?
+        """
+        return bool(self._events.get(descriptor.fileno(), 0) & select.EPOLLIN)
+
+    def readNow(self, descriptor: Any) -> None:
+        """
+        Read what the kernel has, before the reactor asks it. After a pause of the process, timers
+        come before the bytes that have arrived during the pause.
+        """
+        if not self.isReading(descriptor):
+            return
+        try:
+            why = descriptor.doRead()
+            if why is not None:
+                self._end(descriptor, why, True)
+        except Exception as error:
+            self._fail(descriptor, error)
+
     def remove(self, descriptor: Any) -> None:
         """
         No longer watch a descriptor at all.
@@ -179,33 +199,50 @@ class Poller:
             if descriptor is None:
                 # A connection that was served before it has closed it.
                 continue
-            why: Any = None
-            reads = False
+            why: Any
             try:
                 if event == select.EPOLLIN:
-                    reads = True
-                    why = descriptor.doRead()
+                    reads, why = True, descriptor.doRead()
                 else:
-                    # A hang-up or an error may come without EPOLLIN and EPOLLOUT. The read or the
-                    # write then finds out what it is.
-                    wanted = self._events[number]
-                    if event & ~select.EPOLLOUT and wanted & select.EPOLLIN:
-                        reads = True
-                        why = descriptor.doRead()
-                    writes = event & ~select.EPOLLIN and wanted & select.EPOLLOUT
-                    # The read may have ended the connection.
-                    if writes and why is None and watched.get(number) is descriptor:
-                        reads = False
-                        why = descriptor.doWrite()
+                    reads, why = self._readAndWrite(descriptor, number, event)
                 if why is not None:
                     self._end(descriptor, why, reads)
             except Exception as error:
-                _log.failure(
-                    "{connection} failed, and is closed",
-                    connection=descriptor.logPrefix(),
-                    level=LogLevel.error,
-                )
-                self.lose(descriptor, Failure(error))
+                self._fail(descriptor, error)
+
+    def _readAndWrite(
+        self, descriptor: IReadWriteDescriptor, number: int, event: int
+    ) -> tuple[bool, Any]:
+        """
+        Serve a connection of which the kernel says more than that bytes have come in.
+
+        @return: Was it read from last, and why it has ended, if it has.
+        """
+        why: Any = None
+        reads = False
+        # A hang-up or an error may come without EPOLLIN and EPOLLOUT. The read or the write then
+        # finds out what it is.
+        wanted = self._events[number]
+        if event & ~select.EPOLLOUT and wanted & select.EPOLLIN:
+            reads = True
+            why = descriptor.doRead()
+        writes = event & ~select.EPOLLIN and wanted & select.EPOLLOUT
+        # The read may have ended the connection.
+        if writes and why is None and self._watched.get(number) is descriptor:
+            reads = False
+            why = descriptor.doWrite()
+        return reads, why
+
+    def _fail(self, descriptor: Any, error: Exception) -> None:
+        """
+        A connection has raised an exception: it ends, and no other one.
+        """
+        _log.failure(
+            "{connection} failed, and is closed",
+            connection=descriptor.logPrefix(),
+            level=LogLevel.error,
+        )
+        self.lose(descriptor, Failure(error))
 
     def _end(self, descriptor: Any, why: Exception, reads: bool) -> None:
         """

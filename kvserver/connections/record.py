@@ -39,6 +39,12 @@ class CloseReason(Enum):
     PROXY_HEADER = "proxy_header"
     """The PROXY header was missing, malformed, or from an untrusted peer."""
 
+    WORKER_DIED = "worker_died"
+    """The worker process that served it has ended."""
+
+    PROTOCOL_ABORTED = "protocol_aborted"
+    """The protocol has reset it."""
+
     ERROR = "error"
     """The daemon is at fault; the log has the details."""
 
@@ -76,19 +82,22 @@ class ConnectionRecord:
 
     @ivar work: How much work the protocol had done at the end, by its own count.
 
+    @ivar worker: The number of the worker that serves it. None: there are no workers.
+
     @ivar duration: How long it lasted, in seconds. None until it has ended.
     """
 
     __slots__ = (
         *("acceptedAt", "client", "reason", "listener", "id", "peer", "received"),
-        *("duration", "sent", "subject", "tls", "unacknowledged", "unit", "work"),
+        *("duration", "sent", "subject", "tls", "unacknowledged", "unit", "work", "worker"),
     )
 
-    id: int
-    acceptedAt: float
     unit: str | None
 
     def __init__(self, listener: str, peer: IAddress) -> None:
+        self.id = 0
+        self.acceptedAt = 0.0
+        self.worker: int | None = None
         self.listener = listener
         self.peer = peer
         self.client: IAddress | None = None

@@ -12,13 +12,14 @@ from twisted.logger import Logger
 
 from kvserver.connections.activity import Activity
 from kvserver.connections.addresses import formatAddress, sourceKey
+from kvserver.connections.connection import Connection
 from kvserver.connections.counters import Counters
 from kvserver.connections.drain import DRAIN_INTERVAL, Drain, isAtRest
 from kvserver.connections.limits import Limits, maxConnectionsAllowed
 from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.sweep import Sweep
 from kvserver.connections.throttle import REPEATED, LogThrottle, SourceLog
-from kvserver.connections.transport import Transport
+from kvserver.interfaces import IWorkers
 
 _log = Logger(namespace="kvserver.connections.Connections")
 
@@ -43,6 +44,8 @@ class Connections(Service):
     @ivar counters: Sums over the connections that have ended.
 
     @ivar sourceLog: Logs the warnings that a client can cause.
+
+    @ivar workers: The processes that serve connections; None: this process serves all.
 
     @ivar isDraining: Whether the drain has begun.
     """
@@ -74,11 +77,12 @@ class Connections(Service):
         self.unit = unit
         self.counters = Counters()
         self.sourceLog = SourceLog(reactor)
+        self.workers: IWorkers | None = None
         self.isDraining = False
         self._maxConnections = limits.maxConnections or maxConnectionsAllowed()
         self._report = report
         self._verbose = verbose
-        self._live: dict[Transport, Activity] = {}
+        self._live: dict[Connection, Activity | None] = {}
         self._perSource: dict[str, int] = {}
         self._throttle = LogThrottle(reactor)
         self._onNextEnd: list[Callable[[], None]] = []
@@ -92,7 +96,7 @@ class Connections(Service):
         """
         return len(self._live)
 
-    def __iter__(self) -> Iterator[Transport]:
+    def __iter__(self) -> Iterator[Connection]:
         """
         Iterate over the connections of this moment. Others may start and end during the iteration.
         """
@@ -104,24 +108,26 @@ class Connections(Service):
         the live connections and those that have ended.
         """
         work, received, sent = self.counters.work, self.counters.received, self.counters.sent
-        for transport in self._live:
-            work += transport.work
-            received += transport.record.received
-            sent += transport.record.sent
+        for connection in self._live:
+            work += connection.work
+            received += connection.record.received
+            sent += connection.record.sent
         return work, received, sent
 
     # The two events of a connection.
 
-    def accepted(self, transport: Transport) -> None:
+    def accepted(self, connection: Connection) -> None:
         """
         A connection has been accepted. It counts from now on.
         """
-        record = transport.record
+        record = connection.record
         self.counters.accepted += 1
-        record.id = self.counters.accepted
-        record.acceptedAt = self._reactor.seconds()
+        now = self._reactor.seconds()
+        # In a worker, the master has numbered the connection already.
+        record.id = record.id or self.counters.accepted
+        record.acceptedAt = record.acceptedAt or now
         record.unit = self.unit
-        self._live[transport] = Activity(record.acceptedAt)
+        self._live[connection] = Activity(now)
         if self._verbose:
             _log.debug(
                 "Connection {number} from {peer} on {listener}",
@@ -130,20 +136,27 @@ class Connections(Service):
                 listener=record.listener,
             )
 
-    def ended(self, transport: Transport) -> None:
+    def handedOver(self, connection: Connection) -> None:
+        """
+        A worker has the connection now: it looks after the time-outs and the drain.
+        """
+        self._live[connection] = None
+
+    def ended(self, connection: Connection) -> None:
         """
         A connection has ended, and its record has the reason. The record is counted and written
         before the connection is forgotten, so a drain is not over before the last record is
         written.
         """
-        record = transport.record
-        record.duration = self._reactor.seconds() - record.acceptedAt
+        record = connection.record
+        if record.duration is None:
+            record.duration = self._reactor.seconds() - record.acceptedAt
         self.counters.add(record)
         try:
             if self._report is not None:
                 self._report(record)
         finally:
-            self._forget(transport)
+            self._forget(connection)
         if self._verbose:
             _log.debug(
                 "Connection {number} ended: {ending}",
@@ -153,9 +166,9 @@ class Connections(Service):
                 seconds=record.duration,
             )
 
-    def _forget(self, transport: Transport) -> None:
-        del self._live[transport]
-        source = transport.source
+    def _forget(self, connection: Connection) -> None:
+        del self._live[connection]
+        source = connection.source
         if source is not None:
             self._perSource[source] -= 1
             if not self._perSource[source]:
@@ -188,25 +201,25 @@ class Connections(Service):
         """
         self._onNextEnd.append(call)
 
-    def admits(self, transport: Transport) -> bool:
+    def admits(self, connection: Connection) -> bool:
         """
         Return whether this source may have one more connection. If so, the connection counts for
         its source until it ends. If not, log that.
         """
         limit = self.limits.maxPerSource
-        source = sourceKey(transport.getPeer()) if limit else None
+        source = sourceKey(connection.getPeer()) if limit else None
         if source is None:
             return True
         count = self._perSource.get(source, 0)
         if count >= limit:
             self.sourceLog.warn(
-                transport.getPeer(),
+                connection.getPeer(),
                 "{source} has {limit} connections: more are refused",
                 limit=limit,
             )
             return False
         self._perSource[source] = count + 1
-        transport.source = source
+        connection.source = source
         return True
 
     # How the connections end.
@@ -226,8 +239,7 @@ class Connections(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Drain: close each connection as soon as it is at rest (L{isAtRest}). After the drain
-        time-out, reset those that are left.
+        Drain.
 
         @return: Fires when no connection is left.
         """
@@ -242,8 +254,22 @@ class Connections(Service):
             count=len(self),
             seconds=seconds,
         )
-        self._drain = Drain(self._reactor, 0 if self._drainIsAborted else seconds, self._abortAll)
+        return self.drain(0 if self._drainIsAborted else seconds)
+
+    def drain(self, seconds: float) -> Deferred[None]:
+        """
+        Close each connection as soon as it is at rest (L{isAtRest}), and reset those that are left
+        after a time.
+
+        @param seconds: That time.
+
+        @return: Fires when no connection is left.
+        """
+        self._drain = Drain(self._reactor, seconds, self._abortAll)
         finished = self._drain.finished
+        if self.workers is not None:
+            self.workers.drain(seconds)
+        self._sweep.stop()
         self._sweep.start(DRAIN_INTERVAL)
         return finished.addCallback(lambda _: self._sweep.stop())
 
@@ -257,36 +283,39 @@ class Connections(Service):
 
     def _abortAll(self) -> None:
         _log.warn("{count} connections did not come to rest: aborted", count=len(self))
-        for transport in self:
-            self._abort(transport, CloseReason.ABORTED)
+        if self.workers is not None:
+            self.workers.abort()
+        for connection in self:
+            if self._live[connection] is not None:
+                self._abort(connection, CloseReason.ABORTED)
 
-    def _abort(self, transport: Transport, reason: CloseReason) -> None:
-        transport.record.closeWith(reason)
-        transport.abortConnection()
+    def _abort(self, connection: Connection, reason: CloseReason) -> None:
+        connection.record.closeWith(reason)
+        connection.abortConnection()
 
-    def _closeIfDue(self, transport: Transport) -> bool:
+    def _closeIfDue(self, connection: Connection) -> bool:
         """
         Close or reset a connection if it is due.
 
         @return: Whether it was due.
         """
-        activity = self._live.get(transport)
+        activity = self._live.get(connection)
         if activity is None:
-            # The connection has ended since the sweep began.
+            # The connection has ended since the sweep began, or a worker looks after it.
             return False
-        silent = activity.observe(transport, self._reactor.seconds())
+        silent = activity.observe(connection, self._reactor.seconds())
         if activity.unsent:
             if silent < self.limits.writeTimeout:
                 return False
-            self._abort(transport, CloseReason.WRITE_TIMEOUT)
+            self._abort(connection, CloseReason.WRITE_TIMEOUT)
             return True
         if self._drain:
-            if not isAtRest(transport, silent):
+            if not isAtRest(connection, silent):
                 return False
-            transport.record.closeWith(CloseReason.DRAINED)
+            connection.record.closeWith(CloseReason.DRAINED)
         else:
-            if not 0 < self.limits.idleTimeout <= silent:
+            if not 0 < self.limits.idleTimeout <= silent or connection.hasUnread():
                 return False
-            transport.record.closeWith(CloseReason.IDLE_TIMEOUT)
-        transport.close()
+            connection.record.closeWith(CloseReason.IDLE_TIMEOUT)
+        connection.close()
         return True

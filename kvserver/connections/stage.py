@@ -39,6 +39,7 @@ class Stage:
 
     timeout: float
     hasReceived = False
+    _isExtended = False
     _timer: IDelayedCall | None = None
 
     def __init__(self, transport: Connection) -> None:
@@ -53,7 +54,7 @@ class Stage:
         """
         transport = self.transport
         transport.stage = self
-        self._timer = transport.poller.callLater(self.timeout, self.late)
+        self._timer = transport.poller.callLater(self.timeout, self._expire)
         transport.poller.addReader(self)
 
     def end(self) -> None:
@@ -76,6 +77,22 @@ class Stage:
             self._timer.cancel()
         # A timer that has fired would refer to this stage, and the stage to the timer.
         self._timer = None
+
+    def _expire(self) -> None:
+        """
+        Time is over. If the process was paused, the kernel may have what was waited for: that is
+        read first, and then the peer has the same time once more, but only once.
+        """
+        transport = self.transport
+        before = transport.steps
+        transport.poller.readNow(self)
+        if transport.stage is not self:
+            return
+        if transport.steps != before and not self._isExtended:
+            self._isExtended = True
+            self._timer = transport.poller.callLater(self.timeout, self._expire)
+        else:
+            self.late()
 
     def late(self) -> None:
         """
@@ -153,6 +170,6 @@ class Farewell(Stage):
         care of that. Otherwise, reset the connection.
         """
         if self.transport.queued(termios.TIOCOUTQ):
-            self._timer = self.transport.poller.callLater(self.timeout, self.late)
+            self._timer = self.transport.poller.callLater(self.timeout, self._expire)
         else:
             super().late()

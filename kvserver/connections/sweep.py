@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Cooperator, LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
 
+from kvserver.connections.connection import Connection
 from kvserver.connections.record import CloseReason
-from kvserver.connections.transport import Transport
 
 _log = Logger(namespace="kvserver.connections.Connections")
 
@@ -29,18 +29,18 @@ class Sweep:
     def __init__(
         self,
         reactor: Any,
-        transports: Callable[[], Iterator[Transport]],
-        visit: Callable[[Transport], bool],
+        connections: Callable[[], Iterator[Connection]],
+        visit: Callable[[Connection], bool],
     ) -> None:
         """
         @param reactor: Provides C{IReactorTime}.
 
-        @param transports: Returns all connections. Called when a sweep begins.
+        @param connections: Returns all connections. Called when a sweep begins.
 
         @param visit: Looks at one connection, and may close it. Returns whether it did.
         """
         self._reactor = reactor
-        self._transports = transports
+        self._transports = connections
         self._visit = visit
         self._cooperator = Cooperator(scheduler=lambda turn: reactor.callLater(0, turn))
         self._loop: LoopingCall | None = None
@@ -62,15 +62,15 @@ class Sweep:
 
     def _sweep(self) -> Iterator[Deferred[None] | None]:
         closed = 0
-        for transport in self._transports():
+        for connection in self._transports():
             try:
-                closes = self._visit(transport)
+                closes = self._visit(connection)
             except Exception:
                 _log.failure(
                     "A connection could not be looked at, and is aborted", level=LogLevel.error
                 )
-                transport.record.closeWith(CloseReason.ERROR)
-                transport.abortConnection()
+                connection.record.closeWith(CloseReason.ERROR)
+                connection.abortConnection()
                 closes = True
             closed += closes
             # A close only begins here. The reactor does the rest in its next turn, which must not

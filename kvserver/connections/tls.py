@@ -7,7 +7,9 @@ from collections import deque
 from contextlib import suppress
 from termios import FIONREAD
 
+from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from zope.interface import implementer
 
 from kvserver.connections.certificates import reasonOf
 from kvserver.connections.record import CloseReason
@@ -38,6 +40,7 @@ The size of the header of a record, in bytes. Its last two bytes are the length 
 """
 
 
+@implementer(ISSLTransport)
 class TLSTransport(Transport):
     """
     An accepted connection with TLS.
@@ -60,6 +63,14 @@ class TLSTransport(Transport):
     _header = b""
     _missing = 0
     _hasSaidGoodbye = False
+    # Has OpenSSL bytes that came together with the end of the handshake?
+    _hasEarly = False
+
+    def getPeerCertificate(self) -> bytes | None:
+        """
+        Return the certificate of the client, in DER. None: it has shown none.
+        """
+        return self.tls.getpeercert(binary_form=True)
 
     def secure(self, context: ssl.SSLContext) -> None:
         """
@@ -92,10 +103,28 @@ class TLSTransport(Transport):
         """
         return self._incoming.pending > 0
 
+    def readEarly(self) -> None:
+        """
+        Give the protocol the bytes that came together with the end of the handshake, unless it has
+        paused or closed already. No event announces them.
+        """
+        self._hasEarly = self.hasMore()
+        if self._hasEarly:
+            self.poller.readNow(self)
+
+    def _read(self) -> None:
+        super()._read()
+        if self._hasEarly:
+            # Not at once: the protocol may be in the middle of something.
+            self.poller.callLater(0, self.poller.readNow, self)
+
     def doRead(self) -> Exception | None:
         """
         Give the protocol everything that has arrived, at once.
         """
+        if self._hasEarly:
+            self._hasEarly = False
+            return self.decrypt(b"")
         try:
             data = self.receive()
         except BlockingIOError:
@@ -218,7 +247,8 @@ class TLSTransport(Transport):
         Return whether the connection is idle. A record that has arrived in part counts as a line
         that has begun.
         """
-        return not (self._header or self._missing) and super().isIdle()
+        hasBegun = self._header or self._missing or self._hasEarly
+        return not hasBegun and super().isIdle()
 
     def shakeHands(self) -> None:
         """

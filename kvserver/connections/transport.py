@@ -21,7 +21,6 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kvserver.connections.connection import DONE
 from kvserver.connections.output import Output
 from kvserver.connections.record import CloseReason
 from kvserver.connections.stage import READ_SIZE, Farewell
@@ -175,9 +174,9 @@ class Transport(Output):
         Return whether nothing has begun: no line, no PROXY header, no handshake, and no bytes wait
         to be sent.
         """
-        if self.stage is not None:
-            return not self.stage.hasReceived
         protocol: Any = self.protocol
+        if self.stage is not None:
+            return super().isIdle()
         return not self._buffer and (not IDrainable.providedBy(protocol) or protocol.isIdle())
 
     def close(self) -> None:
@@ -191,9 +190,8 @@ class Transport(Output):
                 protocol.close()
             else:
                 self.loseConnection()
-        elif not self.disconnecting:
-            # The protocol has sent nothing, and nobody waits for the rest of a handshake.
-            self.connectionLost(DONE)
+        else:
+            super().close()
 
     def readConnectionLost(self, reason: Failure) -> None:
         """

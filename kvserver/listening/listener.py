@@ -146,7 +146,7 @@ class Listener(Service):
             self._socket = listening
             undo.callback(setattr, self, "_socket", None)
             self._poller.addReader(self)
-            self._route.factory.doStart()
+            self._route.handover.start()
             undo.pop_all()
         layers = f" ({', '.join(self.spec.layers)})" if self.spec.layers else ""
         _log.info(
@@ -178,7 +178,7 @@ class Listener(Service):
         self._stopReading()
         self._socket = None
         self._selector.close()
-        self._route.factory.doStop()
+        self._route.handover.stop()
         for call in self._pause, self._calm:
             if call is not None and call.active():
                 call.cancel()

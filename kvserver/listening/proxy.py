@@ -18,9 +18,9 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 
+from kvserver.connections.connection import Connection
 from kvserver.connections.record import CloseReason
 from kvserver.connections.stage import Stage
-from kvserver.connections.transport import Transport
 
 HEADER_TIMEOUT = 5.0
 """
@@ -174,13 +174,13 @@ class ProxyStage(Stage):
     """
 
     timeout = HEADER_TIMEOUT
-    transport: Transport
+    transport: Connection
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Connection,
         trusted: tuple[IPv4Network | IPv6Network, ...],
-        done: Callable[[Transport], None],
+        done: Callable[[Connection], None],
     ) -> None:
         """
         @param transport: The connection.

@@ -34,6 +34,7 @@ def formatRecord(record: ConnectionRecord, now: float) -> str:
             "time": datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds"),
             "id": record.id,
             "listener": record.listener,
+            **({} if record.worker is None else {"worker": record.worker}),
             "peer": formatAddress(record.peer),
             "client": record.client and formatAddress(record.client),
             "tls": record.tls,

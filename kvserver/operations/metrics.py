@@ -18,6 +18,7 @@ from kvserver import __version__
 from kvserver.connections.counters import DURATION_BUCKETS
 from kvserver.connections.record import CloseReason
 from kvserver.connections.registry import Connections
+from kvserver.workers.pool import Pool
 
 
 class Collector:
@@ -30,6 +31,7 @@ class Collector:
         connections: Connections,
         restarts: Callable[[], Mapping[str, int]],
         expiry: Callable[[], float | None],
+        pool: Pool | None = None,
     ) -> None:
         """
         @param connections: The connections to count.
@@ -42,6 +44,7 @@ class Collector:
         self._connections = connections
         self._restarts = restarts
         self._expiry = expiry
+        self._pool = pool
 
     def collect(self) -> Iterator[Any]:
         """
@@ -90,6 +93,8 @@ class Collector:
                 "When the validity of the certificate ends, in seconds since the epoch.",
                 expiry,
             )
+        if self._pool is not None:
+            yield from self._workers(self._pool)
         count = 0
         buckets = []
         for bound, some in zip(
@@ -112,3 +117,16 @@ class Collector:
                 "python": platform.python_version(),
             },
         )
+
+    def _workers(self, pool: Pool) -> Iterator[Any]:
+        ready = sum(process.isReady for process in pool.current.values())
+        yield GaugeMetricFamily("kvserver_workers", "Workers that take connections.", ready)
+        for name, text, values, kind in (
+            ("restarts", "Restarts of a worker.", pool.restarts, CounterMetricFamily),
+            ("connections", "Connections of a worker now.", pool.loads(), GaugeMetricFamily),
+            ("cpu_seconds", "CPU time of a worker.", pool.cpu(), CounterMetricFamily),
+        ):
+            family = kind(f"kvserver_worker_{name}", text, labels=["worker"])
+            for number, value in values.items():
+                family.add_metric([str(number)], max(0, value))
+            yield family

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -102,6 +103,7 @@ class Notifier(Service):
         status: Callable[[], str],
         isHealthy: Callable[[], bool],
         drain: float,
+        ready: Deferred[None] | None = None,
     ) -> None:
         """
         @param reactor: Provides C{IReactorCore} and C{IReactorTime}.
@@ -113,12 +115,15 @@ class Notifier(Service):
         @param isHealthy: While this returns false, no keep-alive message is sent.
 
         @param drain: How long the other children may take to stop, in seconds.
+
+        @param ready: Fires when the workers are ready, if there are any.
         """
         self._reactor = reactor
         self._manager = manager
         self._status = status
         self._isHealthy = isHealthy
         self._drain = drain
+        self._ready = ready or succeed(None)
         self._said = ""
         self._unsent: list[bytes] = []
         self._throttle = LogThrottle(reactor)
@@ -139,7 +144,7 @@ class Notifier(Service):
             # one.
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
-            self._reactor.callWhenRunning(self._begin)
+            self._ready.addCallback(lambda _: self._reactor.callWhenRunning(self._begin))
 
     def _begin(self) -> None:
         if not self.running:

@@ -75,6 +75,8 @@ class ProcessSignals:
         Let signals act on this tree. From now on, HUP does not end the process.
         """
         self._trees.append(tree)
+        if tree.replace is not None:
+            signal.signal(signal.SIGUSR2, self._onReplace)
         if self._areInstalled:
             return
         self._areInstalled = True
@@ -119,6 +121,14 @@ class ProcessSignals:
         if self._hangUpBefore:
             self._hangUpBefore(number, frame)
 
+    def _onReplace(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._replace)
+
+    def _replace(self) -> None:
+        for tree in self._trees:
+            if tree.replace is not None:
+                tree.replace()
+
     def _reload(self) -> None:
         _log.info("Received SIGHUP: reloading")
         for tree in self._trees:
@@ -140,14 +150,21 @@ class Signals(Service):
     """
 
     def __init__(
-        self, reactor: Any, abortDrain: Callable[[], None], reload: Callable[[], None]
+        self,
+        reactor: Any,
+        abortDrain: Callable[[], None],
+        reload: Callable[[], None],
+        replace: Callable[[], None] | None = None,
     ) -> None:
         """
         @param abortDrain: Called on a second TERM or INT.
 
         @param reload: Called on HUP.
+
+        @param replace: Called on USR2. None: USR2 has its default effect, and ends the process.
         """
         self._process = processSignals(reactor)
+        self.replace = replace
         self.abortDrain = abortDrain
         self.reload = reload
 

@@ -67,6 +67,12 @@ def quietPort() -> int:
     raise AssertionError("no port is free")
 
 
+_WORKERS = [f"--workers={count}"] if (count := os.environ.get("KVSERVER_WORKERS")) else []
+"""
+The option that lets every daemon of the tests have workers.
+"""
+
+
 class Daemon:
     """
     C{twistd -n kvserver --port 0}, and what more it is told.
@@ -108,7 +114,7 @@ class Daemon:
         self.log = folder / "daemon.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, name, *(options or ("--port", "0"))],
+                [*command, name, *(options or ("--port", "0")), *_WORKERS],
                 cwd=folder,
                 env=env or environment(),
                 pass_fds=descriptors,
@@ -123,6 +129,9 @@ class Daemon:
             with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as client:
                 client.sendall(b"hello\n")
                 assert client.recv(100) == answer
+                if _WORKERS:
+                    # Until it is acknowledged, the master has a socket, too.
+                    waitFor(self._isAtRest, "the socket is acknowledged")
                 self.idleDescriptors = self.descriptors() - 1
             waitFor(lambda: self.descriptors() == self.idleDescriptors, "nobody is connected")
         except BaseException:
@@ -139,6 +148,11 @@ class Daemon:
         tb: TracebackType | None,
     ) -> None:
         self.stop()
+
+    def _isAtRest(self) -> bool:
+        before = self.descriptors()
+        time.sleep(0.05)
+        return self.descriptors() == before
 
     def _listening(self, count: int) -> list[str]:
         said = re.compile(r"Accepting connections on (?:port )?(\S+)")
@@ -166,6 +180,20 @@ class Daemon:
             self.process.kill()
             self.process.wait()
 
+    def workers(self) -> list[int]:
+        """
+        The processes of its workers.
+        """
+        return list(
+            map(int, Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split())
+        )
+
+    def pids(self) -> list[int]:
+        """
+        All its processes: what it costs is what they cost together.
+        """
+        return [self.pid, *self.workers()]
+
     def memory(self) -> int:
         """
         What it holds in memory now (resident), in bytes.
@@ -179,22 +207,25 @@ class Daemon:
         return self._status("VmHWM")
 
     def _status(self, field: str) -> int:
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
-        assert found
-        return int(found[1]) * 1024
+        sizes = []
+        for pid in self.pids():
+            status = Path(f"/proc/{pid}/status").read_text()
+            sizes += re.findall(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
+        return sum(map(int, sizes)) * 1024
 
     def cpu(self) -> int:
         """
         The CPU time that it has used, in nanoseconds.
         """
-        return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0])
+        return sum(
+            int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in self.pids()
+        )
 
     def descriptors(self) -> int:
         """
         How many file descriptors it holds.
         """
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids())
 
     def logs(self, text: str) -> int:
         """

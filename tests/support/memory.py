@@ -18,6 +18,7 @@ from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
+from kvserver.connections.handover import LocalHandover
 from kvserver.connections.limits import Limits
 from kvserver.connections.poller import Poller
 from kvserver.connections.record import ConnectionRecord
@@ -193,7 +194,7 @@ class KnownConnections(Connections):
 
     latest: Transport | None = None
 
-    def accepted(self, transport: Transport) -> None:
+    def accepted(self, transport: Any) -> None:
         """
         See L{Connections}.
         """
@@ -229,7 +230,8 @@ class MemoryServer:
         self.connections = KnownConnections(
             self.clock, limits or Limits(), self.ended.append, verbose, unitOf(self.factory)
         )
-        self.route = Route(self.factory, self.connections, self.poller, trusted)
+        self.handover = LocalHandover(self.factory)
+        self.route = Route(self.connections, self.poller, self.handover, trusted)
         self.peers: list[socket.socket] = []
 
     def enter(self, address: IAddress = CLIENT_ADDRESS, overTCP: bool = False) -> Pair:

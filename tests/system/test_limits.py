@@ -3,6 +3,7 @@ Limits and time-outs, kept by the real daemon.
 """
 
 import select
+import signal
 import socket
 import threading
 import time
@@ -23,7 +24,7 @@ from tests.support.clients import (
     stick,
 )
 from tests.support.daemon import Daemon, waitFor
-from tests.support.wires import PROXY_V2, WIRES, Authority, opened
+from tests.support.wires import PROXY_V1, PROXY_V2, WIRES, Authority, opened
 
 
 def test_maxConnections(tmp_path: Path) -> None:
@@ -190,3 +191,26 @@ def test_onEachWire(tmp_path: Path, authority: Authority, name: str) -> None:
         assert idle.recv(1) == b""
         dripping.sendall(b"\n")
         assert dripping.recv(1) == b"x"
+
+
+def test_pausedDaemon(tmp_path: Path) -> None:
+    """
+    After a pause of the daemon that is longer than each time-out, what clients had sent in time is
+    echoed, be it a PROXY header or a line.
+    """
+    options = ("--listen", "tcp:0", "--listen", "proxy:tcp:0", "--idle-timeout=5")
+    with Daemon(tmp_path, *options) as daemon:
+        plain, proxied = map(int, daemon.listening)
+        with connect(plain) as idle, connect(proxied) as balancer:
+            assert ask(idle, b"hello\n") == b"hello\n"
+            daemon.process.send_signal(signal.SIGSTOP)
+            try:
+                idle.sendall(b"here\n")
+                balancer.sendall(PROXY_V1 + b"here\n")
+                # The pause itself is what is tested.
+                time.sleep(5.6)
+            finally:
+                daemon.process.send_signal(signal.SIGCONT)
+            assert receive(idle, 5) == b"here\n"
+            assert receive(balancer, 5) == b"here\n"
+        assert "refused" not in daemon.log.read_text()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from twisted.application.service import IServiceMaker
@@ -19,6 +20,7 @@ from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 
 from kvserver import __version__
+from kvserver.connections.handover import LocalHandover
 from kvserver.connections.limits import Limits, maxConnectionsAllowed
 from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.registry import Connections
@@ -301,7 +303,9 @@ def test_listenTree(tmp_path: Path) -> None:
     assert list(map(str, trusted)) == ["192.0.2.0/24", "2001:db8::1/128"]
     routes = [listener._route for listener in listeners]
     assert [route._trusted for route in routes] == [None, None, None, trusted]
-    plain, again, first, second = (route._certificates for route in routes)
+    plain, again, first, second = (
+        cast(LocalHandover, route.handover)._certificates for route in routes
+    )
     assert plain is again is None
     assert first is second is not None
 
@@ -513,7 +517,8 @@ def test_TLSNeedsNothingMore(tmp_path: Path) -> None:
         "import sys; sys.modules.update(OpenSSL=None, cryptography=None, service_identity=None);"
         "from kvserver.tap import Options, makeService;"
         "options = Options(); options.parseOptions(sys.argv[1:]);"
-        "print(makeService(options).getServiceNamed('tls:tcp:0')._route._certificates is not None)"
+        "route = makeService(options).getServiceNamed('tls:tcp:0')._route;"
+        "print(route.handover._certificates is not None)"
     )
     options = (
         *("--listen=tls:tcp:0", f"--tls-certificate={certificate}", f"--tls-private-key={key}"),

@@ -344,6 +344,25 @@ def test_idle() -> None:
     assert len(server.connections) == 0
 
 
+def test_idlePausedProcess() -> None:
+    """
+    After a pause of the process, a connection with a line in the kernel is not idle. One that is
+    not read from is, whatever it has in the kernel.
+    """
+    server = MemoryServer(Limits(idleTimeout=5), RecorderFactory())
+    server.connections.startService()
+    sending, unread = server.enter(), server.enter()
+    unread.transport.pauseProducing()
+    for pair in sending, unread:
+        pair.peer.sendall(b"line\n")
+    server.clock.advance(6)
+    server.clock.pump([0] * 10)
+    server.turn()
+    assert sending.protocol.events == [b"line\n"]
+    assert sending.record.reason is None
+    assert unread.record.reason is CloseReason.IDLE_TIMEOUT
+
+
 def test_idleForEver() -> None:
     """
     By default idle connections stay.
@@ -525,6 +544,34 @@ def test_drainBusy(busy: str) -> None:
     assert pair.record.reason is CloseReason.ABORTED
     assert done == [None]
     assert [event["count"] for event in logs] == [1]
+
+
+@pytest.mark.parametrize("pause", [True, False])
+def test_drainPausedProcess(pause: bool) -> None:
+    """
+    A line that has come in the drain's time is echoed, also if the process was paused meanwhile.
+    That is so once: a deadline that comes in time is the end.
+    """
+    server = MemoryServer(Limits(drainTimeout=5))
+    server.connections.startService()
+    pair = server.enter()
+    pair.peer.sendall(b"is it")
+    server.turn()
+    done = drain(server)
+    if pause:
+        server.passes(1)
+        pair.peer.sendall(b" me\n")
+        server.clock.advance(10)
+        server.turn()
+        assert pair.peer.recv(100) == b"is it me\n"
+        server.passes(2)
+        assert pair.record.reason is CloseReason.DRAINED
+    else:
+        server.passes(4.9)
+        server.clock.advance(10)
+        server.passes(2)
+        assert pair.record.reason is CloseReason.ABORTED
+    assert done == [None]
 
 
 def test_drainUntilTheLineIsComplete() -> None:

@@ -23,6 +23,7 @@ from twisted.internet.protocol import ServerFactory
 from twisted.logger import LogLevel, capturedLogs
 
 from kvserver.connections.certificates import Certificates
+from kvserver.connections.handover import LocalHandover
 from kvserver.connections.handshake import HANDSHAKE_TIMEOUT
 from kvserver.connections.limits import Limits
 from kvserver.connections.record import CloseReason
@@ -78,7 +79,8 @@ class TLSServer(MemoryServer):
         """
         super().__init__(limits, factory)
         self.context = context
-        self.route = Route(self.factory, self.connections, self.poller, certificates=certificates)
+        self.handover = LocalHandover(self.factory, certificates)
+        self.route = Route(self.connections, self.poller, self.handover)
 
     def visit(self) -> "Visitor":
         """
@@ -980,6 +982,19 @@ def test_handshakeIsLate(memoryServer: TLSServer, place: int) -> None:
         event["log_format"].format(**event)
         == "TLS handshake with 192.0.2.1 failed: not done within 10 s"
     )
+
+
+def test_handshakePausedProcess(memoryServer: TLSServer) -> None:
+    """
+    A hello that is in the kernel when the time is over is read first: the process was paused.
+    """
+    visitor = Visitor(memoryServer)
+    visitor.peer.sendall(visitor.flight())
+    memoryServer.clock.advance(HANDSHAKE_TIMEOUT + 1)
+    memoryServer.settle()
+    visitor.listen()
+    visitor.shakeHands()
+    assert visitor.ask(b"hello\n") == b"hello\n"
 
 
 @pytest.mark.parametrize("place", [0, 100])

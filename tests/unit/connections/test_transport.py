@@ -318,7 +318,7 @@ class TestReading:
                 protocol.connectionMade = lambda: act(protocol.transport)  # type: ignore
                 return protocol
 
-        server.route.factory = Factory()
+        server.handover._factory = Factory()
         return server.enter()
 
 
@@ -804,7 +804,7 @@ class TestRecord:
         [
             (ConnectionDone(), CloseReason.CLIENT_CLOSED),
             (ConnectionLost(), CloseReason.RESET),
-            (ConnectionAborted(), CloseReason.ERROR),
+            (ConnectionAborted(), CloseReason.PROTOCOL_ABORTED),
             (ZeroDivisionError(), CloseReason.ERROR),
         ],
     )

@@ -21,6 +21,8 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from kvserver.connections.connection import Connection
+from kvserver.connections.handover import LocalHandover
 from kvserver.connections.limits import Limits
 from kvserver.connections.poller import Poller
 from kvserver.connections.record import CloseReason
@@ -144,7 +146,7 @@ class ListeningServer(MemoryServer):
         super().close()
 
 
-def leaves(transport: Transport) -> None:
+def leaves(transport: Connection) -> None:
     """
     A connection has ended.
     """
@@ -385,7 +387,7 @@ def test_connectionThatCannotBegin(harness: ListeningServer) -> None:
         def buildProtocol(self, addr: object) -> Protocol | None:
             return builders.pop(0)()
 
-    harness.route.factory = Factory()
+    harness.handover._factory = Factory()
     with capturedLogs() as logs:
         for _ in range(3):
             harness.connect()
@@ -631,7 +633,7 @@ async def listening() -> AsyncIterator[tuple[Accepted, int]]:
     where = TCPBinding(0)
     connections = Connections(reactor, Limits())
     poller = Poller(reactor)
-    route = Route(factory, connections, poller)
+    route = Route(connections, poller, LocalHandover(factory))
     spec = ListenerSpec("tcp:0", (), where)
     listener = Listener(reactor, spec, route, connections, poller, print)
     listener.startService()

@@ -496,9 +496,37 @@ def test_drain(where: str) -> None:
     assert done == []
     balancer.clock.pump([DRAIN_INTERVAL] * 10)
     assert balancer.waits()
+    if where == "in the kernel":
+        # What had come in time is read first, and the balancer has the same time once more.
+        balancer.clock.advance(HEADER_TIMEOUT)
+        assert balancer.waits()
     balancer.clock.advance(HEADER_TIMEOUT)
     assert balancer.pair.record.reason is CloseReason.PROXY_HEADER
     assert done == [None]
+
+
+def test_pausedProcess() -> None:
+    """
+    A header that is in the kernel when the time is over was sent in time: it is the process that
+    was paused.
+    """
+    balancer = Balancer(overTCP=False)
+    balancer.pair.peer.sendall(PROXY_V1 + b"hello\n")
+    balancer.clock.advance(HEADER_TIMEOUT + 0.5)
+    balancer.turn()
+    assert balancer.pair.record.client == CLIENT
+    assert balancer.pair.peer.recv(100) == b"hello\n"
+
+
+def test_pausedProcessOnce() -> None:
+    """
+    A balancer that sends its header a byte at a time gains no more than the same time once more.
+    """
+    balancer = Balancer(overTCP=False)
+    for byte in b"PR":
+        balancer.pair.peer.sendall(bytes([byte]))
+        balancer.clock.advance(HEADER_TIMEOUT)
+    assert balancer.pair.record.reason is CloseReason.PROXY_HEADER
 
 
 def test_drainAtRest() -> None:

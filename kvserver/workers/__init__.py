@@ -1,0 +1,3 @@
+"""
+Worker processes, which serve connections on all cores.
+"""

@@ -1,0 +1,179 @@
+"""
+The channel between the master and a worker: messages, and sockets with them.
+"""
+
+import json
+import socket
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IReadWriteDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+MAX_DESCRIPTORS = 250
+"""
+The most sockets in one message. Linux takes 253 (SCM_MAX_FD, unix(7)).
+"""
+
+_ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)
+
+RECEIVE_SIZE = 64 * 1024
+"""
+How many bytes are received at once, at most.
+"""
+
+
+@implementer(IReadWriteDescriptor)
+class Channel:
+    """
+    One end of a UNIX stream socket that carries messages, each a line of JSON, and sockets
+    (SCM_RIGHTS, unix(7)).
+
+    It is a stream, because a stream gives what a killed peer has sent before it says that the peer
+    is gone. A SEQPACKET socket says so first.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        end: socket.socket,
+        received: Callable[[list[Any], list[int]], None],
+        lost: Callable[[], None],
+    ) -> None:
+        """
+        @param reactor: Provides C{IReactorFDSet}.
+
+        @param end: The socket. It must be non-blocking.
+
+        @param received: Called with each message, and with the descriptors that came with it.
+
+        @param lost: Called once, when the other end is gone.
+        """
+        self._reactor = reactor
+        self._socket = end
+        self.fileno = end.fileno
+        self._received = received
+        self._lost = lost
+        self._incoming = b""
+        self._descriptors: list[int] = []
+        self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
+        self._whenFlushed: list[Callable[[], None]] = []
+        self.isOpen = True
+        reactor.addReader(self)
+
+    def logPrefix(self) -> str:
+        """
+        Return the name for the log.
+        """
+        return "worker channel"
+
+    def send(self, message: list[Any], descriptors: Sequence[int] = ()) -> None:
+        """
+        Send a message now, or as soon as the other end takes it.
+
+        @param descriptors: At most L{MAX_DESCRIPTORS}. They must stay open until they are sent.
+        """
+        if not self.isOpen:
+            return
+        self._unsent.append((json.dumps(message).encode() + b"\n", descriptors))
+        if len(self._unsent) == 1:
+            self._flush()
+
+    def whenFlushed(self, call: Callable[[], None]) -> None:
+        """
+        Call C{call} when the kernel has all that was sent; now, if it has.
+        """
+        if self._unsent:
+            self._whenFlushed.append(call)
+        else:
+            call()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            data, descriptors = self._unsent[0]
+            try:
+                sent = socket.send_fds(self._socket, [data], descriptors)
+            except BlockingIOError:
+                self._reactor.addWriter(self)
+                return
+            except OSError:
+                # The other end is gone; the next read says so.
+                self._unsent.clear()
+                break
+            if sent < len(data):
+                # The descriptors went with the first byte.
+                self._unsent[0] = data[sent:], ()
+            else:
+                self._unsent.popleft()
+        calls, self._whenFlushed = self._whenFlushed, []
+        for call in calls:
+            call()
+
+    def doWrite(self) -> None:
+        """
+        Send what waits.
+        """
+        self._flush()
+        if not self._unsent:
+            self._reactor.removeWriter(self)
+
+    def doRead(self) -> None:
+        """
+        Receive messages.
+        """
+        if self._receive() == b"":
+            self.close()
+            self._lost()
+
+    def drain(self) -> None:
+        """
+        Receive all that a dead peer has sent.
+        """
+        while self.isOpen and self._receive():
+            continue
+
+    def _receive(self) -> bytes | None:
+        """
+        Receive, and give away the messages that are complete.
+
+        @return: What has come; nothing: the other end is gone; None: nothing has come yet.
+        """
+        try:
+            # socket.recv_fds ignores its flags, and nobody is to inherit the descriptors.
+            data, ancillary, _, _ = self._socket.recvmsg(
+                RECEIVE_SIZE, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._descriptors += array("i", content)
+        *lines, self._incoming = (self._incoming + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            # The descriptors of a message come with its first byte.
+            self._received(message, self._descriptors)
+        return data
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The reactor can't watch the channel any longer.
+        """
+        if self.isOpen:
+            self.close()
+            self._lost()
+
+    def close(self) -> None:
+        """
+        Close this end: the other one sees the end of the stream.
+        """
+        if self.isOpen:
+            self.isOpen = False
+            self._reactor.removeReader(self)
+            self._reactor.removeWriter(self)
+            self._socket.close()

@@ -1,0 +1,243 @@
+"""
+A worker process: it serves the connections that the master hands over, and nothing else.
+"""
+
+import base64
+import faulthandler
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import LoopingCall
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from kvserver.connections.certificates import Certificates
+from kvserver.connections.connection import Connection
+from kvserver.connections.handover import LocalHandover
+from kvserver.connections.limits import Limits
+from kvserver.connections.poller import Poller
+from kvserver.connections.record import CloseReason, ConnectionRecord
+from kvserver.connections.registry import Connections
+from kvserver.connections.throttle import SourceLog
+from kvserver.served import load, unitOf
+from kvserver.supervision.process import useMonotonicClock
+from kvserver.workers.channel import Channel
+from kvserver.workers.messages import fromAddress, fromEnd, fromProgress, toAddress
+
+HEARTBEAT_INTERVAL = 1.0
+"""
+How often a worker says that it is alive, and how its connections go on, in seconds.
+"""
+
+REPORT_DELAY = 0.01
+"""
+How long the end of a connection waits to be reported together with others, in seconds.
+"""
+
+GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+"""
+The signals that a terminal or systemd sends to every process of the group. They are the master's.
+"""
+
+
+class MasterSourceLog(SourceLog):
+    """
+    Lets the master log the warnings that a client can cause: it throttles those of all workers.
+    """
+
+    def __init__(self, reactor: Any, send: Callable[[list[Any]], None]) -> None:
+        """
+        @param send: Sends a message.
+        """
+        super().__init__(reactor)
+        self._send = send
+
+    def warn(self, address: IAddress, text: str, **fields: object) -> None:
+        """
+        Log a warning about a client.
+        """
+        words = {
+            name: value if isinstance(value, int) else str(value) for name, value in fields.items()
+        }
+        self._send(["warn", fromAddress(address), text, words])
+
+
+@implementer(ILogObserver)
+class Worker:
+    """
+    What runs in a worker process.
+    """
+
+    def __init__(self, reactor: Any, end: socket.socket) -> None:
+        """
+        @param reactor: The reactor that it runs on.
+
+        @param end: The worker's end of the channel.
+        """
+        self._reactor = reactor
+        self._channel = Channel(reactor, end, self._receive, self._masterIsGone)
+        self._poller = Poller(reactor)
+        self._ended: list[list[Any]] = []
+        # How far each connection was at the last heartbeat: one that stands still is not reported.
+        self._progress: dict[Connection, int] = {}
+        self._deadline: float | None = None
+        self._files: dict[str, bytes] = {}
+        self._certificates: Certificates | None = None
+        self._beating = LoopingCall(self._beat)
+        self._beating.clock = reactor
+
+    def __call__(self, event: LogEvent) -> None:
+        """
+        Send an event to the log of the master.
+        """
+        text = formatEvent(event)
+        failure = event.get("log_failure")
+        if isinstance(failure, Failure):
+            text = f"{text}\n{failure.getTraceback()}"
+        self._channel.send(["log", event["log_level"].name, event.get("log_namespace"), text])
+
+    def _receive(self, message: list[Any], descriptors: list[int]) -> None:
+        kind, *rest = message
+        getattr(self, f"_on_{kind}")(*rest, descriptors)
+
+    def _on_begin(self, settings: dict[str, Any], descriptors: list[int]) -> None:
+        """
+        Get ready to serve.
+        """
+        limits = Limits(**settings["limits"])
+        try:
+            factory = load(settings["served"])
+        except ValueError as error:
+            self._channel.send(["failed", f"--protocol: {error}"])
+            return
+        self.connections = Connections(self._reactor, limits, self._report, unit=unitOf(factory))
+        self.connections.sourceLog = MasterSourceLog(self._reactor, self._channel.send)
+        self.connections.startService()
+        self._handovers = {False: LocalHandover(factory)}
+        if settings["certificates"]:
+            paths = self._unpack(settings["certificates"])
+            self._certificates = Certificates(paths[0], paths[1], paths[2], self._read)
+            self._handovers[True] = LocalHandover(factory, self._certificates)
+        for handover in self._handovers.values():
+            handover.start()
+        self._channel.send(["ready"])
+        self._beating.start(HEARTBEAT_INTERVAL)
+
+    def _unpack(self, packed: dict[str, Any]) -> list[Any]:
+        self._files = {option: base64.b64decode(text) for option, text in packed["files"].items()}
+        paths: list[Any] = packed["paths"]
+        return paths
+
+    def _read(self, option: str, path: str) -> bytes:
+        return self._files[option]
+
+    def _on_take(self, descriptions: list[list[Any]], descriptors: list[int]) -> None:
+        """
+        Serve these connections. They are acknowledged before the first byte is read: what the
+        master hands over again, because this worker has died, must be untouched.
+        """
+        taken = [socket.socket(fileno=number) for number in descriptors[: len(descriptions)]]
+        del descriptors[: len(descriptions)]
+        self._channel.send(["took", [description[0] for description in descriptions]])
+        self._channel.whenFlushed(lambda: self._serve(taken, descriptions))
+
+    def _serve(self, taken: list[socket.socket], descriptions: list[list[Any]]) -> None:
+        for accepted, description in zip(taken, descriptions, strict=True):
+            number, listener, isTLS, acceptedAt, *addresses = description
+            peer, client, host = map(toAddress, addresses)
+            assert peer is not None
+            record = ConnectionRecord(listener, peer)
+            record.id, record.acceptedAt = number, acceptedAt
+            handover = self._handovers[isTLS]
+            connection = handover.kind(
+                accepted,
+                record,
+                self._poller,
+                self.connections.ended,
+                self.connections.sourceLog,
+            )
+            if client is not None:
+                connection.setClient(client, host)
+            self.connections.accepted(connection)
+            try:
+                handover.handOver(connection)
+            except Exception as error:
+                record.closeWith(CloseReason.ERROR)
+                self._poller.lose(connection, Failure(error))
+        if self._deadline is not None:
+            self.connections.drain(max(0.0, self._deadline - self._reactor.seconds()))
+
+    def _on_drain(self, seconds: float, descriptors: list[int]) -> None:
+        self._deadline = self._reactor.seconds() + seconds
+        self.connections.isDraining = True
+        self.connections.drain(seconds)
+
+    def _on_abort(self, descriptors: list[int]) -> None:
+        self._deadline = self._reactor.seconds()
+        self.connections.drain(0)
+
+    def _on_certificates(self, packed: dict[str, Any], descriptors: list[int]) -> None:
+        """
+        Use these certificates for new connections.
+        """
+        self._unpack(packed)
+        if self._certificates is not None:
+            self._certificates.reload()
+
+    def _report(self, record: ConnectionRecord) -> None:
+        if not self._ended:
+            self._reactor.callLater(REPORT_DELAY, self._reportEnded)
+        self._ended.append(fromEnd(record))
+
+    def _reportEnded(self) -> None:
+        if self._ended:
+            ended, self._ended = self._ended, []
+            self._channel.send(["ended", ended])
+
+    def _beat(self) -> None:
+        before, self._progress = self._progress, {}
+        moved = []
+        for connection in self.connections:
+            progress = self._progress[connection] = connection.progress()
+            if progress != before.get(connection):
+                moved.append(fromProgress(connection.record, connection.work))
+        times = os.times()
+        self._channel.send(["beat", times.user + times.system, moved])
+
+    def _masterIsGone(self) -> None:
+        """
+        Serve nobody new, and end when all connections have.
+        """
+        if not hasattr(self, "connections"):
+            self._reactor.stop()
+            return
+        self.connections.stopService().addBoth(lambda _: self._reactor.stop())
+
+
+def main() -> None:
+    """
+    Run a worker. The only argument is the number of the descriptor of its channel.
+    """
+    for number in GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+    # A worker that hangs is made to say where, by SIGABRT.
+    faulthandler.enable()
+    from twisted.internet import reactor
+
+    useMonotonicClock(reactor)
+    end = socket.socket(fileno=int(sys.argv[1]))
+    end.setblocking(False)
+    worker = Worker(reactor, end)
+    globalLogPublisher.addObserver(worker)
+    cast(Any, reactor).run(installSignalHandlers=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""
+How addresses, connections and their ends are written in messages between master and worker.
+"""
+
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+
+from kvserver.connections.record import CloseReason, ConnectionRecord
+
+
+def fromAddress(address: IAddress | None) -> list[Any] | None:
+    """
+    Write an address.
+    """
+    if address is None:
+        return None
+    if isinstance(address, IPv4Address):
+        return [4, address.host, address.port]
+    if isinstance(address, IPv6Address):
+        return [6, address.host, address.port, address.flowInfo, address.scopeID]
+    path = getattr(address, "name", None)
+    return [0, path and path.decode("utf-8", "surrogateescape")]
+
+
+def toAddress(written: list[Any] | None) -> IAddress | None:
+    """
+    Read an address.
+    """
+    if written is None:
+        return None
+    family, *rest = written
+    if family == 4:
+        return IPv4Address("TCP", *rest)
+    if family == 6:
+        return IPv6Address("TCP", *rest)
+    (path,) = rest
+    return UNIXAddress(path and path.encode("utf-8", "surrogateescape"))
+
+
+def fromProgress(record: ConnectionRecord, work: int) -> list[Any]:
+    """
+    Write what has become of a connection so far.
+
+    @param work: What the protocol has done, by its own count.
+    """
+    return [record.id, record.received, record.sent, work, record.tls, record.subject]
+
+
+def toProgress(record: ConnectionRecord, written: list[Any]) -> int:
+    """
+    Read it into the record.
+
+    @return: What the protocol has done, by its own count.
+    """
+    _, record.received, record.sent, work, record.tls, record.subject = written
+    assert isinstance(work, int)
+    return work
+
+
+def fromEnd(record: ConnectionRecord) -> list[Any]:
+    """
+    Write the end of a connection.
+    """
+    reason = record.reason and record.reason.value
+    return [fromProgress(record, record.work), reason, record.duration, record.unacknowledged]
+
+
+def toEnd(record: ConnectionRecord, written: list[Any]) -> None:
+    """
+    Read it into the record.
+    """
+    progress, reason, record.duration, record.unacknowledged = written
+    record.work = toProgress(record, progress)
+    record.closeWith(CloseReason(reason))

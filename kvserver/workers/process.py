@@ -1,0 +1,320 @@
+"""
+One worker process, as the master sees it.
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+
+from kvserver.connections.record import CloseReason
+from kvserver.connections.throttle import SourceLog
+from kvserver.workers.channel import Channel
+from kvserver.workers.child import GROUP_SIGNALS
+from kvserver.workers.messages import toAddress
+from kvserver.workers.remote import RemoteConnection
+
+_log = Logger(namespace="kvserver.worker")
+
+CHANNEL = 3
+"""
+The number that the channel has in the worker.
+"""
+
+ACKNOWLEDGE_TIMEOUT = 0.1
+"""
+How long a worker may owe an acknowledgement before it gets no more connections, in seconds.
+"""
+
+LATE_HEARTBEAT = 2.5
+"""
+How long a worker may be without a heartbeat before it gets no more connections, in seconds.
+"""
+
+DUMP_TIME = 1.0
+"""
+How long a worker that hangs may take to say where, before it is killed, in seconds.
+"""
+
+
+class WorkerProcess(ProcessProtocol):
+    """
+    A worker process.
+
+    @ivar number: The number of the worker, from 1. A worker that is restarted or replaced keeps it.
+
+    @ivar connections: What it serves, by their ids; also what it has not acknowledged yet.
+
+    @ivar gone: What the pool calls when this process has ended and was the current one.
+
+    @ivar isReady: Does it take connections?
+
+    @ivar hasBeenReady: Has it ever taken connections?
+
+    @ivar isKilled: Was it found to hang?
+
+    @ivar isRetired: Is it to end when its last connection has?
+
+    @ivar lastBeat: When it was heard of last, by the reactor's clock.
+
+    @ivar cpu: The CPU time that it has used, in seconds.
+    """
+
+    gone: Callable[["WorkerProcess", str], None]
+    pid = 0
+    isReady = False
+    hasBeenReady = False
+    isKilled = False
+    isRetired = False
+    isGone = False
+    cpu = 0.0
+
+    def __init__(
+        self,
+        reactor: Any,
+        number: int,
+        sourceLog: SourceLog,
+        ready: Callable[["WorkerProcess"], None],
+        acknowledged: Callable[[], None],
+        ended: Callable[[str], None],
+    ) -> None:
+        """
+        @param reactor: Provides C{IReactorProcess}, C{IReactorFDSet} and C{IReactorTime}.
+
+        @param ready: Called once, when it can take connections.
+
+        @param acknowledged: Called when it has acknowledged connections.
+
+        @param ended: Called once, when the process has ended, with the reason.
+        """
+        self._reactor = reactor
+        self.number = number
+        self._sourceLog = sourceLog
+        self._ready = ready
+        self._acknowledged = acknowledged
+        self._ended = ended
+        self._whenEnded: list[Deferred[None]] = []
+        self.connections: dict[int, RemoteConnection] = {}
+        self.unacknowledged: dict[int, float] = {}
+        self.lastBeat = reactor.seconds()
+        self._failure: str | None = None
+        self._errors = b""
+
+    def start(self, settings: dict[str, Any]) -> None:
+        """
+        Start the process.
+
+        @param settings: What it needs to get ready.
+
+        @raise OSError: It can't be started.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            self._channel = Channel(self._reactor, ours, self._receive, self._channelIsClosed)
+            paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+            # A signal to the whole group must not reach the worker before it can ignore it. The
+            # mask is inherited.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+            try:
+                self._reactor.spawnProcess(
+                    self,
+                    sys.executable,
+                    [sys.executable, "-m", "kvserver.workers.child", str(CHANNEL)],
+                    env=os.environ | {"PYTHONPATH": paths},
+                    childFDs={0: "w", 1: "r", 2: "r", CHANNEL: theirs.fileno()},
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._channel.send(["begin", settings])
+
+    # What the pool asks for.
+
+    @property
+    def mayTake(self) -> bool:
+        """
+        May it get a connection now?
+        """
+        if not self.isReady or self.isRetired or self.isGone:
+            return False
+        now = self._reactor.seconds()
+        oldest = next(iter(self.unacknowledged.values()), now)
+        isPrompt = now - oldest < ACKNOWLEDGE_TIMEOUT
+        return bool(isPrompt and now - self.lastBeat < LATE_HEARTBEAT)
+
+    def take(self, batch: Sequence[RemoteConnection]) -> None:
+        """
+        Hand connections over.
+        """
+        now = self._reactor.seconds()
+        for connection in batch:
+            number = connection.record.id
+            connection.record.worker = self.number
+            self.connections[number] = connection
+            self.unacknowledged[number] = now
+        self._channel.send(
+            ["take", [connection.description() for connection in batch]],
+            [connection.fileno() for connection in batch],
+        )
+
+    def send(self, *message: Any) -> None:
+        """
+        Send a message without sockets.
+        """
+        self._channel.send(list(message))
+
+    def retire(self) -> None:
+        """
+        Take no more, and end when the last connection has.
+        """
+        self.isRetired = True
+        self._closeIfEmpty()
+
+    def close(self) -> None:
+        """
+        The master is about to go: the process ends when its connections have.
+        """
+        self._channel.close()
+
+    def whenEnded(self) -> Deferred[None]:
+        """
+        Return what fires when the process has ended.
+        """
+        waiting: Deferred[None] = Deferred()
+        if self.isGone:
+            waiting.callback(None)
+        else:
+            self._whenEnded.append(waiting)
+        return waiting
+
+    def kill(self, how: int = signal.SIGKILL) -> None:
+        """
+        Send a signal, unless the process has ended.
+        """
+        if self.transport is not None and not self.isGone:
+            with suppress(Exception):
+                self.transport.signalProcess(how)
+
+    def killHung(self) -> None:
+        """
+        Make the process say where it hangs, and kill it. A process that is stopped gets SIGABRT
+        only when it goes on.
+        """
+        _log.error("Worker {number} hangs: it is killed", number=self.number)
+        self.isReady = False
+        self.isKilled = True
+        self.kill(signal.SIGABRT)
+        self.kill(signal.SIGCONT)
+        self._reactor.callLater(DUMP_TIME, self.kill)
+
+    # What the worker says.
+
+    def _receive(self, message: list[Any], descriptors: list[int]) -> None:
+        kind, *rest = message
+        getattr(self, f"_on_{kind}")(*rest)
+
+    def _on_ready(self) -> None:
+        self.lastBeat = self._reactor.seconds()
+        self.isReady = self.hasBeenReady = True
+        self._ready(self)
+
+    def _on_failed(self, reason: str) -> None:
+        self._failure = reason
+        self.kill()
+
+    def _on_took(self, numbers: list[int]) -> None:
+        for number in numbers:
+            del self.unacknowledged[number]
+            self.connections[number].release()
+        self._acknowledged()
+
+    def _on_ended(self, ended: list[list[Any]]) -> None:
+        for written in ended:
+            self.connections.pop(written[0][0]).end(written)
+        self._closeIfEmpty()
+
+    def _on_beat(self, cpu: float, living: list[list[Any]]) -> None:
+        self.lastBeat = self._reactor.seconds()
+        self.cpu = cpu
+        for progress in living:
+            self.connections[progress[0]].update(progress)
+
+    def _on_warn(self, address: list[Any], text: str, fields: dict[str, Any]) -> None:
+        client = toAddress(address)
+        assert client is not None
+        self._sourceLog.warn(client, text, **fields)
+
+    def _on_log(self, level: str, namespace: str | None, text: str) -> None:
+        Logger(namespace=namespace or "kvserver.worker").emit(
+            LogLevel.lookupByName(level), "Worker {worker}: {text}", worker=self.number, text=text
+        )
+
+    def _closeIfEmpty(self) -> None:
+        if self.isRetired and not self.connections:
+            self._channel.close()
+
+    # The process.
+
+    def connectionMade(self) -> None:
+        """
+        The process has started.
+        """
+        self.pid = self.transport.pid or 0  # type: ignore[union-attr]
+
+    def outReceived(self, data: bytes) -> None:
+        """
+        Log what the process prints.
+        """
+        self.errReceived(data)
+
+    def errReceived(self, data: bytes) -> None:
+        """
+        Log what the process prints to standard error, a line at a time.
+        """
+        *lines, self._errors = (self._errors + data).split(b"\n")
+        for line in lines:
+            self._logLine(line)
+
+    def _logLine(self, line: bytes) -> None:
+        _log.error(
+            "Worker {worker}: {line}", worker=self.number, line=line.decode(errors="replace")
+        )
+
+    def _channelIsClosed(self) -> None:
+        self.isReady = False
+
+    def processEnded(self, reason: Failure) -> None:
+        """
+        The process has ended. What it has sent before that still counts.
+        """
+        self._channel.drain()
+        self._channel.close()
+        if self._errors:
+            self._logLine(self._errors)
+        self.isGone = True
+        self.isReady = False
+        self._ended(self._failure or reason.getErrorMessage())
+        for waiting in self._whenEnded:
+            waiting.callback(None)
+
+    def lose(self) -> list[RemoteConnection]:
+        """
+        End what the process has taken along.
+
+        @return: The connections that it had not acknowledged: they can be handed over again.
+        """
+        untouched = [self.connections.pop(number) for number in self.unacknowledged]
+        self.unacknowledged.clear()
+        for connection in list(self.connections.values()):
+            connection.endWith(CloseReason.WORKER_DIED)
+        self.connections.clear()
+        return untouched
