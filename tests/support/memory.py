@@ -3,9 +3,11 @@ Where connections live in the tests that run in memory: only the clock and the r
 """
 
 import contextlib
+import fcntl
 import select
 import socket
 import struct
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -146,6 +148,27 @@ class Pair:
         Has nothing come to the peer, not even the end?
         """
         return not isReadable(self.peer)
+
+    def unread(self) -> int:
+        """
+        How many bytes the peer's kernel has for the peer.
+        """
+        (count,) = struct.unpack("i", fcntl.ioctl(self.peer, termios.FIONREAD, bytes(4)))
+        return int(count)
+
+    def unacknowledged(self) -> int:
+        """
+        How many bytes our kernel has for the peer's, without our FIN.
+        """
+        return self.transport.queued(termios.TIOCOUTQ) - self.transport._outputEnded
+
+    def isSettled(self) -> bool:
+        """
+        Has the peer's kernel taken all that it takes?
+        """
+        before = self.unread(), self.unacknowledged()
+        time.sleep(0.1)
+        return before == (self.unread(), self.unacknowledged())
 
     def reset(self) -> None:
         """

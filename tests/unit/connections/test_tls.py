@@ -4,16 +4,13 @@ and cut anywhere.
 """
 
 import contextlib
-import fcntl
 import resource
 import select
 import socket
 import ssl
-import struct
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from termios import FIONREAD
 
 import pytest
 from hypothesis import given, settings
@@ -32,6 +29,7 @@ from kvserver.connections.throttle import REPEAT_INTERVAL
 from kvserver.connections.tls import RECEIVE_SIZE, TLSTransport
 from kvserver.listening.route import Route
 from tests.support.clients import LINES
+from tests.support.daemon import waitFor
 from tests.support.memory import CLIENT_ADDRESS, MemoryServer, Pair, RecorderFactory, Watched
 from tests.support.wires import Authority, pem
 
@@ -807,10 +805,14 @@ def test_unacknowledged(certificates: Certificates, context: ssl.SSLContext, chu
     visitor = memoryServer.visit()
     visitor.stick(chunk * (100_000 // len(chunk)))
     before = memoryServer.connections.counts()
-    # All that has come to the peer's kernel, which is more than what is known to have come.
-    visitor.read(struct.unpack("i", fcntl.ioctl(visitor.peer, FIONREAD, bytes(4)))[0])
+    waitFor(visitor.pair.isSettled, "all that the peer's kernel takes")
+    # To take it would let more come.
+    there = visitor.peer.recv(visitor.pair.unread(), socket.MSG_PEEK)
+    assert len(there) == visitor.pair.unread()
     visitor.pair.transport.abortConnection()
     memoryServer.passes(0.1)
+    visitor._incoming.write(there)
+    visitor.read(0)
     record = visitor.pair.record
     assert record.delivered <= len(visitor.received) < record.sent
     assert memoryServer.connections.counts() == before

@@ -3,11 +3,8 @@ The transport and its farewell: over socket pairs, turn by turn.
 """
 
 import contextlib
-import fcntl
 import socket
-import struct
 import termios
-import time
 import weakref
 
 import pytest
@@ -51,30 +48,6 @@ def exhaust(peer: socket.socket) -> None:
     """
     while peer.recv(1 << 20):
         pass
-
-
-def received(pair: Pair) -> int:
-    """
-    How many bytes the peer's kernel has for the peer.
-    """
-    (count,) = struct.unpack("i", fcntl.ioctl(pair.peer, termios.FIONREAD, bytes(4)))
-    return int(count)
-
-
-def queued(pair: Pair) -> int:
-    """
-    How many bytes our kernel has for the peer's.
-    """
-    return pair.transport.queued(termios.TIOCOUTQ) - pair.transport._outputEnded
-
-
-def isFull(pair: Pair) -> bool:
-    """
-    Has the peer's kernel taken all that it takes?
-    """
-    before = received(pair), queued(pair)
-    time.sleep(0.1)
-    return before == (received(pair), queued(pair))
 
 
 def halfCloseable(pair: Pair) -> None:
@@ -832,10 +805,10 @@ class TestRecord:
             while not pair.transport._outputEnded:
                 server.turn()
                 pair.peer.recv(1 << 10)
-        waitFor(lambda: isFull(pair), "all that the peer's kernel takes")
+        waitFor(pair.isSettled, "all that the peer's kernel takes")
         sent = pair.record.sent
-        there = sent - queued(pair)
-        assert received(pair) <= there
+        there = sent - pair.unacknowledged()
+        assert pair.unread() <= there
         if end == "abort":
             pair.transport.abortConnection()
         else:
