@@ -173,6 +173,7 @@ def _workers(pool: Pool, count: int, reactor: Any) -> list[ChildSpec]:
         _log.critical("{reason}", reason=failure.getErrorMessage())
         exitWithFailure(reactor)
 
+    _log.info("Serving from {count} worker processes", count=count)
     pool.ready.addErrback(cannotStart)
     return [worker(number) for number in range(1, count + 1)]
 

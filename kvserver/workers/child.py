@@ -28,21 +28,11 @@ from kvserver.connections.throttle import SourceLog
 from kvserver.served import load, unitOf
 from kvserver.supervision.process import useMonotonicClock
 from kvserver.workers.channel import Channel
-from kvserver.workers.messages import fromAddress, fromEnd, fromProgress, toAddress
+from kvserver.workers.messages import GROUP_SIGNALS, fromAddress, fromEnd, fromProgress, toAddress
 
 HEARTBEAT_INTERVAL = 1.0
 """
 How often a worker says that it is alive, and how its connections go on, in seconds.
-"""
-
-REPORT_DELAY = 0.01
-"""
-How long the end of a connection waits to be reported together with others, in seconds.
-"""
-
-GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
-"""
-The signals that a terminal or systemd sends to every process of the group. They are the master's.
 """
 
 
@@ -192,7 +182,9 @@ class Worker:
 
     def _report(self, record: ConnectionRecord) -> None:
         if not self._ended:
-            self._reactor.callLater(REPORT_DELAY, self._reportEnded)
+            # Together with all others that end in this turn. The limits of the master are exact
+            # only if it knows soon.
+            self._reactor.callLater(0, self._reportEnded)
         self._ended.append(fromEnd(record))
 
     def _reportEnded(self) -> None:

@@ -1,13 +1,19 @@
 """
-How addresses, connections and their ends are written in messages between master and worker.
+What master and worker must agree on: how messages are written, and whose signals are whose.
 """
 
+import signal
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 from kvserver.connections.record import CloseReason, ConnectionRecord
+
+GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+"""
+The signals that a terminal or systemd sends to every process of the group. They are the master's.
+"""
 
 
 def fromAddress(address: IAddress | None) -> list[Any] | None:

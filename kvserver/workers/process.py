@@ -18,8 +18,7 @@ from twisted.python.failure import Failure
 from kvserver.connections.record import CloseReason
 from kvserver.connections.throttle import SourceLog
 from kvserver.workers.channel import Channel
-from kvserver.workers.child import GROUP_SIGNALS
-from kvserver.workers.messages import toAddress
+from kvserver.workers.messages import GROUP_SIGNALS, toAddress
 from kvserver.workers.remote import RemoteConnection
 
 _log = Logger(namespace="kvserver.worker")

@@ -129,7 +129,7 @@ class Daemon:
             with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as client:
                 client.sendall(b"hello\n")
                 assert client.recv(100) == answer
-                if _WORKERS:
+                if self.workers():
                     # Until it is acknowledged, the master has a socket, too.
                     waitFor(self._isAtRest, "the socket is acknowledged")
                 self.idleDescriptors = self.descriptors() - 1

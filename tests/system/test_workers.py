@@ -1,0 +1,377 @@
+"""
+Workers: the guarantees of one process, kept by several.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import LINES, ask, connect, program, receive, silent
+from tests.support.daemon import FOREGROUND, Daemon, environment, quietPort, waitFor
+from tests.support.wires import WIRES, Authority, opened
+from tests.system.test_operation import endings, records, samples, watched
+
+COUNT = 4
+"""
+How many workers most tests have.
+"""
+
+
+def sockets(pid: int) -> int:
+    """
+    How many sockets a process holds.
+    """
+    count = 0
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            count += os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:")
+        except OSError:
+            continue
+    return count
+
+
+def isAlive(pid: int) -> bool:
+    """
+    Is there such a process?
+    """
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+class Observed(Daemon):
+    """
+    A daemon with workers, an access log and metrics.
+
+    @ivar metrics: The port of its metrics.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.metrics = quietPort()
+        super().__init__(folder, "--port=0", f"--workers={COUNT}", *watched(self.metrics))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Observed]:
+    """
+    One daemon for each test.
+    """
+    with Observed(tmp_path) as daemon:
+        yield daemon
+
+
+def isGone(daemon: Daemon, pid: int) -> bool:
+    """
+    Has this worker ended?
+    """
+    return pid not in daemon.workers()
+
+
+@pytest.mark.parametrize("pause", [False, True], ids=["burst", "trickle"])
+def test_shared(daemon: Observed, pause: bool) -> None:
+    """
+    200 connections that stay are 50 on each of 4 workers, give or take one.
+    """
+    before = {pid: sockets(pid) for pid in daemon.workers()}
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(0 if pause else 200)]
+        for _ in range(200 if pause else 0):
+            clients.append(stack.enter_context(connect(daemon.port)))
+            assert ask(clients[-1], b"hello\n") == b"hello\n"
+        for client in clients:
+            assert ask(client, b"hello\n") == b"hello\n"
+        shares = [sockets(pid) - before[pid] for pid in daemon.workers()]
+        assert len(shares) == COUNT
+        assert sum(shares) == 200
+        assert set(shares) <= {49, 50, 51}
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_eachWire(name: str, authority: Authority, tmp_path: Path) -> None:
+    """
+    Each wire works with workers; many lines and a tail come back after FIN.
+    """
+    with opened(name, authority, tmp_path, "--workers=2") as way:
+        for _ in range(4):
+            with way.connect() as client:
+                client.sendall(LINES[:200_000] + b"tail")
+                client.shutdown(socket.SHUT_WR)
+                assert receive(client, 200_004) == LINES[:200_000] + b"tail"
+                assert client.recv(1) == b""
+
+
+def test_killedWorker(daemon: Observed) -> None:
+    """
+    A worker that is killed takes its own clients along, and nobody else; each has its record, and
+    the sums are right. Soon as many workers serve as before.
+    """
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(100)]
+        for client in clients:
+            assert ask(client, b"hello\n") == b"hello\n"
+        # What a worker did in its last second is lost.
+        waitFor(lambda: samples(daemon.metrics)["kvserver_lines_total"] == 101, "all is counted")
+        victim = daemon.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        lost = 0
+        for client in clients:
+            try:
+                client.sendall(b"again\n")
+                lost += receive(client, 6) != b"again\n"
+            except (OSError, AssertionError):
+                lost += 1
+        assert lost == 25
+        waitFor(lambda: endings(Path(daemon.log.parent)).count("worker_died") == 25, "records")
+        waitFor(lambda: samples(daemon.metrics)["kvserver_workers"] == COUNT, "a new worker")
+        assert victim not in daemon.workers()
+        for _ in range(2 * COUNT):
+            with connect(daemon.port) as client:
+                assert ask(client, b"hello\n") == b"hello\n"
+    assert daemon.logs("worker 1 died, and is restarted") == 1
+    waitFor(lambda: samples(daemon.metrics)["kvserver_connections"] == 0, "all have left")
+    found, written = samples(daemon.metrics), records(Path(daemon.log.parent))
+    assert found["kvserver_lines_total"] == sum(record["lines"] for record in written)
+    assert found["kvserver_received_bytes_total"] == sum(record["bytes_in"] for record in written)
+    assert found["kvserver_worker_restarts_total 1"] == 1
+    assert {record["worker"] for record in written} == set(range(1, COUNT + 1))
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped and killed"])
+def test_nobodyLostInTheHandOver(tmp_path: Path, how: str) -> None:
+    """
+    Of those who are connecting while a worker dies, none is lost: a socket that it has not
+    acknowledged goes to another one.
+    """
+    with Daemon(tmp_path, "--port=0", "--workers=2") as daemon:
+        # No more often than the supervisor restarts.
+        for _ in range(5):
+            victim, _other = daemon.workers()
+            if how == "stopped and killed":
+                os.kill(victim, signal.SIGSTOP)
+            with ExitStack() as stack:
+                clients = [stack.enter_context(connect(daemon.port)) for _ in range(20)]
+                os.kill(victim, signal.SIGKILL)
+                answered = 0
+                for client in clients:
+                    try:
+                        answered += ask(client, b"hello\n") == b"hello\n"
+                    except (OSError, AssertionError):
+                        continue
+                if how == "stopped and killed":
+                    assert answered == 20
+                else:
+                    assert answered >= 10
+            waitFor(lambda: len(daemon.workers()) == 2, "a new worker")
+            waitFor(partial(isGone, daemon, victim), "the old one is gone")
+            with connect(daemon.port) as client:
+                assert ask(client, b"hello\n") == b"hello\n"
+
+
+def test_hungWorker(daemon: Observed) -> None:
+    """
+    A worker that is stopped delays nobody else, gets no new clients, and is killed in the end; its
+    traceback is in the log.
+    """
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(2 * COUNT)]
+        for client in clients:
+            assert ask(client, b"hello\n") == b"hello\n"
+        hung = daemon.workers()[1]
+        os.kill(hung, signal.SIGSTOP)
+        for client in clients:
+            client.sendall(b"still there?\n")
+        assert sum(silent(client, 0.01) for client in clients) <= 2
+        daemon.waitForLog("Worker 2 hangs: it is killed")
+        waitFor(lambda: hung not in daemon.workers(), "it is gone")
+        assert daemon.logs("Worker 2: Fatal Python error: Aborted") == 1
+        assert daemon.logs("Worker 2:   File") > 3
+        waitFor(lambda: samples(daemon.metrics)["kvserver_workers"] == COUNT, "a new worker")
+    assert endings(Path(daemon.log.parent)).count("worker_died") == 2
+
+
+def test_killedMaster(tmp_path: Path) -> None:
+    """
+    When the master is killed, lines that have begun may end, and then the workers do.
+    """
+    with Daemon(tmp_path, f"--port={quietPort()}", "--workers=2", "--drain-timeout=5") as daemon:
+        workers = daemon.workers()
+        with connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+            client.sendall(b"beg")
+            daemon.stop(signal.SIGKILL)
+            client.sendall(b"in\n")
+            assert receive(client, 6) == b"begin\n"
+            assert client.recv(1) == b""
+        waitFor(lambda: not any(map(isAlive, workers)), "the workers have ended")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", daemon.port))
+
+
+def test_replaced(daemon: Observed) -> None:
+    """
+    USR2 replaces the workers under clients that notice nothing; afterwards nothing is left of the
+    old ones.
+    """
+    descriptors = daemon.idleDescriptors
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def speak() -> None:
+        try:
+            with connect(daemon.port) as client:
+                while not stop.wait(0.05):
+                    assert ask(client, b"hello\n") == b"hello\n"
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=speak) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        before = set(daemon.workers())
+        daemon.process.send_signal(signal.SIGUSR2)
+        daemon.waitForLog("Received SIGUSR2: replacing the workers")
+        waitFor(lambda: len(set(daemon.workers()) - before) == COUNT, "new workers")
+        daemon.process.send_signal(signal.SIGUSR2)
+        daemon.waitForLog("Received SIGUSR2: ignored")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    waitFor(lambda: not set(daemon.workers()) & before, "the old ones have ended")
+    for _ in range(COUNT):
+        with connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+    waitFor(lambda: daemon.descriptors() == descriptors, "nothing is left")
+    assert set(endings(Path(daemon.log.parent))) == {"client_closed"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_groupSignal(tmp_path: Path, number: int) -> None:
+    """
+    TERM or INT to the whole group, in the middle of a stream: no line is lost.
+    """
+    command = [program("nc.openbsd", "nc"), "-N", "127.0.0.1"]
+    port = quietPort()
+    log = tmp_path / "daemon.log"
+    with log.open("wb") as file:
+        daemon = subprocess.Popen(
+            [*FOREGROUND, "kvserver", f"--port={port}", "--workers=2"],
+            stdout=file,
+            stderr=file,
+            env=environment(),
+            start_new_session=True,
+        )
+    try:
+        waitFor(lambda: "Accepting" in log.read_text(), "it listens")
+        outputs = [(tmp_path / f"output{count}").open("w+b") for count in range(20)]
+        clients = [
+            subprocess.Popen([*command, str(port)], stdin=subprocess.PIPE, stdout=output)
+            for output in outputs
+        ]
+        half = len(LINES) // 2
+        for client in clients:
+            assert client.stdin
+            client.stdin.write(LINES[:half])
+            client.stdin.flush()
+        waitFor(lambda: all(os.fstat(output.fileno()).st_size for output in outputs), "echoes")
+        os.killpg(daemon.pid, number)
+        for client in clients:
+            assert client.stdin
+            client.stdin.write(LINES[half:])
+            client.stdin.close()
+        for client, output in zip(clients, outputs, strict=True):
+            client.wait(20)
+            output.seek(0)
+            assert output.read() == LINES
+        daemon.wait(20)
+    finally:
+        daemon.kill()
+        daemon.wait()
+    assert "Traceback" not in log.read_text()
+
+
+def test_limits(tmp_path: Path) -> None:
+    """
+    Limits are those of all workers together, and exact.
+    """
+    options = ("--port=0", "--workers=4", "--max-connections-per-source=10")
+    with Daemon(tmp_path, *options) as daemon, ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(40)]
+        served = 0
+        for client in clients:
+            try:
+                served += ask(client, b"hello\n") == b"hello\n"
+            except (OSError, AssertionError):
+                continue
+        assert served == 10
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("0", "--workers: '0' is not auto, or a number of processes from 1 to 1024"),
+        ("-1", "--workers: '-1' is not auto, or a number of processes from 1 to 1024"),
+        ("many", "--workers: 'many' is not auto, or a number of processes from 1 to 1024"),
+    ],
+)
+def test_wrong(tmp_path: Path, value: str, line: str) -> None:
+    """
+    A wrong number is one line.
+    """
+    done = subprocess.run(
+        [*FOREGROUND, "kvserver", f"--workers={value}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == os.EX_USAGE
+    assert line in done.stderr
+
+
+def test_protocolThatOnlyTheMasterFinds(tmp_path: Path) -> None:
+    """
+    If a worker can't import the protocol, the start fails with one line and status 1.
+    """
+    (tmp_path / "mine.py").write_text(
+        "import sys\n"
+        "if getattr(sys.modules['__main__'], '__spec__', None):\n"
+        "    raise ImportError('not in a worker')\n"
+        "from kvserver.echo.protocol import EchoProtocol\n"
+    )
+    done = subprocess.run(
+        [*FOREGROUND, "kvserver", "--port=0", "--workers=2", "--protocol=mine.EchoProtocol"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(tmp_path)),
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout.count("could not start: --protocol: 'mine.EchoProtocol' can't be used") == 1
+    assert "Traceback" not in done.stdout
+
+
+def test_auto(tmp_path: Path) -> None:
+    """
+    As many workers as CPUs may be used.
+    """
+    with Daemon(tmp_path, "--port=0", "--workers=auto") as daemon:
+        count = len(daemon.workers())
+        assert 1 <= count <= len(os.sched_getaffinity(0))
+        daemon.waitForLog(f"Serving from {count} worker")
