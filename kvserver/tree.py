@@ -29,7 +29,8 @@ from kvserver.supervision.supervisor import (
     RestartIntensity,
     Supervisor,
 )
-from kvserver.workers.pool import Pool, Worker, WorkerHandover
+from kvserver.workers.pool import Pool
+from kvserver.workers.worker import Worker, WorkerHandover
 
 _log = Logger(namespace="kvserver.tree")
 

@@ -2,7 +2,9 @@
 What several tests use.
 """
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,13 @@ import pytest
 from hypothesis import settings
 
 from tests.support.daemon import Daemon
+from tests.support.manager import Ear
 from tests.support.memory import MemoryServer, RecorderFactory
 from tests.support.wires import Authority
+
+# What is compiled is kept, also where Python is told not to: there are hundreds of processes here.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # How long an example takes is the machine's affair: others run beside it.
 settings.register_profile("kvserver", deadline=None)
@@ -53,6 +60,16 @@ def freshDaemon(tmp_path: Path) -> Iterator[Daemon]:
     """
     with Daemon(tmp_path) as daemon:
         yield daemon
+
+
+@pytest.fixture(params=["path", "abstract"])
+def ear(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ear]:
+    """
+    A manager that listens.
+    """
+    ear = Ear(f"{tmp_path}/notify" if request.param == "path" else f"@kvserver-{os.getpid()}")
+    with ear.socket:
+        yield ear
 
 
 @pytest.fixture

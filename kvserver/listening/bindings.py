@@ -11,66 +11,22 @@ from contextlib import ExitStack, suppress
 from typing import Any, NoReturn
 
 from twisted.internet.defer import maybeDeferred
-from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import ServerFactory
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvserver.interfaces import IBinding
-
-BACKLOG = 1024
-"""
-How many connections wait in the kernel's backlog to be accepted, by default: enough for a burst.
-Linux limits this to C{net.core.somaxconn}.
-"""
-
-
-class ListeningSocket(socket.socket):
-    """
-    A listening socket. L{socket.socket} looks up the names of its family and type each time that it
-    accepts a connection: 3 us of the 60 that a short connection takes. Here they stay numbers.
-    """
-
-    family = socket.SocketType.family  # type: ignore[assignment]
-    type = socket.SocketType.type  # type: ignore[assignment]
-
-
-class CannotListen(CannotListenError):
-    """
-    A L{CannotListenError} whose message says where and why, in words.
-    """
-
-    def __str__(self) -> str:
-        where = f"{self.interface} port {self.port}" if self.port is not None else self.interface
-        return f"Cannot listen on {where.strip()}: {reasonOf(self.socketError)}"
-
-
-def reasonOf(error: BaseException) -> str:
-    """
-    Return what an exception says. If it says nothing, return the name of its class.
-    """
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+from kvserver.listening.sockets import (
+    BACKLOG,
+    CannotListen,
+    ListeningSocket,
+    setSocketOptions,
+)
 
 
 def _wildcardFor(interface: str) -> str:
     return "::" if ":" in interface else "0.0.0.0"
-
-
-def setSocketOptions(listening: socket.socket) -> None:
-    """
-    Make a listening socket non-blocking, and set the options that its connections inherit.
-
-    With C{SO_KEEPALIVE} the kernel finds out that a peer has vanished. With C{SO_OOBINLINE} an
-    urgent byte, which telnet sends with its Synch, keeps its place in the stream; otherwise the
-    kernel would take it out, and it would be missing in the echo. With C{TCP_NODELAY} an echo does
-    not wait for more bytes to join it.
-    """
-    listening.setblocking(False)
-    if listening.family in (socket.AF_INET, socket.AF_INET6):
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 @implementer(IBinding)

@@ -10,9 +10,10 @@ from ipaddress import ip_address
 from typing import Any
 
 from kvserver.interfaces import IBinding
-from kvserver.listening.bindings import BACKLOG, EndpointBinding, TCPBinding, UNIXBinding, reasonOf
+from kvserver.listening.bindings import EndpointBinding, TCPBinding, UNIXBinding
 from kvserver.listening.grammar import escape, parseArguments
 from kvserver.listening.inherited import InheritedBinding, findSocket
+from kvserver.listening.sockets import BACKLOG, reasonOf
 
 _MAX_BACKLOG = 65535
 

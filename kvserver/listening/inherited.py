@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from kvserver.connections.addresses import fromSockaddr
 from kvserver.interfaces import IBinding
-from kvserver.listening.bindings import BACKLOG, CannotListen, ListeningSocket, setSocketOptions
+from kvserver.listening.sockets import BACKLOG, CannotListen, ListeningSocket, setSocketOptions
 
 _FIRST_FD = 3
 """

@@ -2,12 +2,14 @@
 What master and worker must agree on: how messages are written, and whose signals are whose.
 """
 
+import base64
 import signal
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
+from kvserver.connections.certificates import Certificates
 from kvserver.connections.record import CloseReason, ConnectionRecord
 
 GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
@@ -80,3 +82,15 @@ def toEnd(record: ConnectionRecord, written: list[Any]) -> None:
     progress, reason, record.duration, record.unacknowledged = written
     record.work = toProgress(record, progress)
     record.closeWith(CloseReason(reason))
+
+
+def fromCertificates(certificates: Certificates) -> dict[str, Any]:
+    """
+    Write the certificates that the master has loaded.
+    """
+    return {
+        "paths": certificates.paths,
+        "files": {
+            option: base64.b64encode(text).decode() for option, text in certificates.files.items()
+        },
+    }

@@ -2,7 +2,6 @@
 The workers together: they serve the connections that the master admits.
 """
 
-import base64
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,9 +14,11 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from kvserver.connections.certificates import Certificates
+from kvserver.connections.record import CloseReason
 from kvserver.connections.registry import Connections
-from kvserver.interfaces import IHandover, IWorkers
+from kvserver.interfaces import IWorkers
 from kvserver.workers.channel import MAX_DESCRIPTORS
+from kvserver.workers.messages import fromCertificates
 from kvserver.workers.process import WorkerProcess
 from kvserver.workers.remote import RemoteConnection
 
@@ -222,7 +223,7 @@ class Pool(Service):
         return {
             "served": self._served,
             "limits": asdict(self._connections.limits),
-            "certificates": certificates and _encode(certificates),
+            "certificates": certificates and fromCertificates(certificates),
         }
 
     def _onReady(self, process: WorkerProcess) -> None:
@@ -309,7 +310,7 @@ class Pool(Service):
         Send the certificates that the master has loaded.
         """
         if self._certificates is not None:
-            files = _encode(self._certificates)
+            files = fromCertificates(self._certificates)
             for process in self.processes:
                 process.send("certificates", files)
 
@@ -328,100 +329,11 @@ class Pool(Service):
             process.send("abort")
         self._reactor.callLater(KILL_MARGIN, self._killBusy)
         while self._waiting:
-            self._waiting.popleft().abortConnection()
+            connection = self._waiting.popleft()
+            connection.record.closeWith(CloseReason.ABORTED)
+            connection.abortConnection()
 
     def _killBusy(self) -> None:
         for process in list(self.processes):
             if process.connections:
                 process.kill()
-
-
-class Worker(Service):
-    """
-    One worker: a permanent child, whose process is restarted when it ends.
-    """
-
-    def __init__(
-        self, reactor: Any, pool: Pool, number: int, died: Callable[[Exception], None]
-    ) -> None:
-        """
-        @param reactor: Provides C{IReactorTime}.
-
-        @param number: Its number, from 1.
-
-        @param died: Called when its process has ended, unless the worker was stopped.
-        """
-        self._reactor = reactor
-        self._pool = pool
-        self._number = number
-        self._died = died
-
-    def startService(self) -> None:
-        """
-        Start the process, as the user that C{twistd --uid} has switched to.
-        """
-        super().startService()
-        self._pool.start(self._number, self._onGone)
-
-    def _onGone(self, process: WorkerProcess, reason: str) -> None:
-        if self.running:
-            self._died(OSError(f"process {process.pid}: {reason}"))
-
-    def stopService(self) -> Deferred[None]:
-        """
-        End the processes of this worker. Its connections have ended before.
-
-        @return: Fires when they have ended.
-        """
-        super().stopService()
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        for process in [one for one in self._pool.processes if one.number == self._number]:
-            process.close()
-            timer = self._reactor.callLater(KILL_MARGIN, process.kill)
-            await process.whenEnded()
-            if timer.active():
-                timer.cancel()
-
-
-@implementer(IHandover)
-class WorkerHandover:
-    """
-    Hands the connections of a listener over to workers.
-    """
-
-    kind = RemoteConnection
-
-    def __init__(self, pool: Pool, isTLS: bool) -> None:
-        """
-        @param isTLS: Do they begin with a TLS handshake?
-        """
-        self._pool = pool
-        self._isTLS = isTLS
-
-    def start(self) -> None:
-        """
-        Do nothing: the factories are in the workers.
-        """
-
-    def stop(self) -> None:
-        """
-        Do nothing: the factories are in the workers.
-        """
-
-    def handOver(self, connection: RemoteConnection) -> None:
-        """
-        Hand over the connection.
-        """
-        connection.isTLS = self._isTLS
-        self._pool.give(connection)
-
-
-def _encode(certificates: Certificates) -> dict[str, Any]:
-    return {
-        "paths": certificates.paths,
-        "files": {
-            option: base64.b64encode(text).decode() for option, text in certificates.files.items()
-        },
-    }

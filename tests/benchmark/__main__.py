@@ -119,19 +119,24 @@ def exchange(
     program: str, server: Running, arguments: tuple[str, ...], seconds: float
 ) -> dict[str, float]:
     """
-    Let the load run.
+    Let the load run, until a line has come back: if others use the processor a short time may be
+    too short for that, and is doubled.
 
     @return: What it has measured, and the server's CPU time for each line, in us.
     """
-    with loading(program, server, *arguments, str(seconds)) as process:
-        assert process.stdin
-        assert process.stdout
-        server.settle()
-        before = server.cpu()
-        process.stdin.write("\n")
-        process.stdin.flush()
-        said: dict[str, float] = json.loads(process.stdout.readline())
-        used = server.cpu() - before
+    while True:
+        with loading(program, server, *arguments, str(seconds)) as process:
+            assert process.stdin
+            assert process.stdout
+            server.settle()
+            before = server.cpu()
+            process.stdin.write("\n")
+            process.stdin.flush()
+            said: dict[str, float] = json.loads(process.stdout.readline())
+            used = server.cpu() - before
+        if said["lines"]:
+            break
+        seconds *= 2
     return {
         "cpu": used / said["lines"] * 1e6,
         "lines": said["lines"] / said["seconds"],
@@ -151,7 +156,7 @@ def measure(
 
     @return: For each server and workload what has been measured, by name.
     """
-    seconds = 0.1 if options.quick else 1.0
+    seconds = 0.02 if options.quick else 1.0
     found: dict[tuple[str, str], dict[str, float]] = {}
     with running(server, folder) as started:
         if not options.only:

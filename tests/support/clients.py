@@ -25,6 +25,11 @@ REQUIRED = "KVSERVER_REQUIRE_PROGRAMS"
 The environment variable that turns a test that is skipped for want of something into a failed one.
 """
 
+SMALL = 1 << 14
+"""
+So many bytes are taken by the kernel also when nobody reads their echo.
+"""
+
 LINES = b"".join(b"%d\n" % number for number in range(1, 200_001))
 """
 What C{seq 1 200000} prints.
@@ -40,7 +45,9 @@ def _hasIPv6() -> bool:
     return True
 
 
-needsIPv6 = pytest.mark.skipif(not _hasIPv6(), reason="this host has no IPv6 on loopback")
+HAS_IPV6 = _hasIPv6()
+
+needsIPv6 = pytest.mark.skipif(not HAS_IPV6, reason="this host has no IPv6 on loopback")
 
 
 def skip(reason: str) -> NoReturn:
@@ -151,6 +158,11 @@ def exchange(client: Stream, chunks: Iterable[bytes]) -> bytes:
     """
     Send all, then FIN, while receiving until the other side closes.
     """
+    chunks = list(chunks)
+    if sum(map(len, chunks)) <= SMALL:
+        client.sendall(b"".join(chunks))
+        client.shutdown(socket.SHUT_WR)
+        return receive(client, 1 << 40)
     sender = Sender(client, chunks)
     data = receive(client, 1 << 40)
     sender.join()
@@ -167,12 +179,33 @@ def digest(chunks: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def received(client: Stream) -> Iterable[bytes]:
+def received(client: Stream) -> Iterator[bytes]:
     """
     What comes, until the other side closes.
     """
-    while chunk := client.recv(1 << 20):
+    while chunk := client.recv(1 << 17):
         yield chunk
+
+
+def comesBack(client: Stream, chunks: Iterable[bytes]) -> bool:
+    """
+    Is what comes, until the other side closes, exactly this? None of it is kept.
+    """
+    expected = iter(chunks)
+    chunk, place = b"", 0
+    for data in received(client):
+        begin = 0
+        while begin < len(data):
+            if place == len(chunk):
+                chunk, place = next(expected, b""), 0
+                if not chunk:
+                    return False
+            size = min(len(data) - begin, len(chunk) - place)
+            if data[begin : begin + size] != chunk[place : place + size]:
+                return False
+            begin += size
+            place += size
+    return place == len(chunk) and next(expected, None) is None
 
 
 class Sender(threading.Thread):

@@ -45,6 +45,33 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PORT"} | more
 
 
+def queued(process: int | str) -> int:
+    """
+    How long a process has waited for a processor that others were using, in nanoseconds.
+    """
+    return int(Path(f"/proc/{process}/schedstat").read_text().split()[1])
+
+
+class Stopwatch:
+    """
+    How long the daemon makes a test wait. When one of them waits for a processor, because other
+    tests run beside them, that is nobody's fault, and does not count.
+    """
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+        self._begin = self._now()
+
+    def _now(self) -> int:
+        return time.monotonic_ns() - queued(self._daemon.pid) - queued("thread-self")
+
+    def seconds(self) -> float:
+        """
+        Since it was made.
+        """
+        return (self._now() - self._begin) / 1e9
+
+
 _claims: list[socket.socket] = []
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from tests.support.clients import Stream, connect, needsIPv6, program
+from tests.support.clients import HAS_IPV6, Stream, connect, needsIPv6, program
 from tests.support.daemon import PATIENCE, Daemon
 
 PROXY_V1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 1024 4040\r\n"
@@ -384,6 +384,35 @@ def opened(name: str, authority: Authority, folder: Path, *more: str) -> Iterato
         options += [f"--tls-client-ca={authority.certificate}"]
     with Daemon(folder, *options) as daemon:
         yield Way(daemon, wire, daemon.listening[1])
+
+
+@contextlib.contextmanager
+def allOpened(authority: Authority, folder: Path, *more: str) -> Iterator[dict[str, Way]]:
+    """
+    All wires at once. They end at one daemon, and the one with mutual TLS at another, for it asks
+    all its TLS clients for a certificate.
+
+    @param more: What else the daemons are told.
+    """
+    certificate, key = authority.issue("localhost")
+    more += (f"--tls-certificate={certificate}", f"--tls-private-key={key}")
+    those = {name: w for name, w in wires(folder, authority).items() if name != "mutual tls"}
+    if not HAS_IPV6:
+        del those["tcp6"]
+    options = ["--listen", "tcp:0"]
+    for wire in those.values():
+        options += ["--listen", wire.listen]
+    (folder / "all").mkdir()
+    (folder / "mutual").mkdir()
+    with (
+        Daemon(folder / "all", *options, *more) as daemon,
+        opened("mutual tls", authority, folder / "mutual", *more) as mutual,
+    ):
+        ways = {
+            name: Way(daemon, wire, where)
+            for (name, wire), where in zip(those.items(), daemon.listening[1:], strict=True)
+        }
+        yield ways | {"mutual tls": mutual}
 
 
 WIRES = [

@@ -3,14 +3,14 @@ HAProxy in front of two daemons, one of which is killed and comes back.
 """
 
 import signal
+import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-
-import pytest
 
 from tests.support.clients import LINES, Stream, ask, connect, exchange, program
 from tests.support.daemon import PATIENCE, Daemon, quietPort, waitFor
@@ -50,6 +50,8 @@ class Site:
             "defaults",
             "  mode tcp",
             "  timeout connect 1s",
+            # A daemon that waits for the processor is not down; one that is down refuses at once.
+            "  timeout check 5s",
             "  timeout client 20s",
             "  timeout server 20s",
             "  option redispatch 1",
@@ -62,7 +64,8 @@ class Site:
                 told = settings.format(authority=authority.certificate)
                 lines.append(f"  server s{number} {at} {told} inter 100ms fall 2 rise 1")
         (folder / "haproxy.cfg").write_text("\n".join(lines) + "\n")
-        log = stack.enter_context((folder / "haproxy.log").open("wb"))
+        self._log = folder / "haproxy.log"
+        log = stack.enter_context(self._log.open("wb"))
         process = subprocess.Popen(
             [haproxy, "-db", "-f", str(folder / "haproxy.cfg")], stdout=log, stderr=log
         )
@@ -85,80 +88,110 @@ class Site:
         """
         self.daemons[number] = self._start(number)
 
+    def logs(self, text: str) -> int:
+        """
+        How many lines of HAProxy's log have this in them.
+        """
+        return sum(text in line for line in self._log.read_text().splitlines())
 
-@pytest.fixture
-def site(tmp_path: Path, authority: Authority) -> Iterator[Site]:
+
+def connectedTo(port: int, context: ssl.SSLContext | None) -> Stream:
     """
-    All of it.
+    A client of HAProxy.
     """
-    with ExitStack() as stack:
-        yield Site(tmp_path, authority, stack)
+    raw = connect(port)
+    return TLSClient(raw, context) if context else raw
 
 
-@pytest.fixture(params=WAYS)
-def client(
-    request: pytest.FixtureRequest, site: Site, authority: Authority
-) -> Callable[[], Stream]:
+class Load(threading.Thread):
     """
-    Connects, in each set-up.
+    Clients of one set-up, one after the other, until it is told to stop.
+
+    @ivar answered: When those began that were answered.
+
+    @ivar lost: When those began that were not.
     """
-    port = site.ports[request.param]
-    context = authority.client()
 
-    def connected() -> Stream:
-        raw = connect(port)
-        return TLSClient(raw, context) if request.param == "tls" else raw
+    def __init__(self, client: Callable[[], Stream]) -> None:
+        super().__init__(daemon=True)
+        self._client = client
+        self._ending = threading.Event()
+        self.answered: list[float] = []
+        self.lost: list[float] = []
+        self.start()
 
-    def ready() -> bool:
-        try:
-            with connected() as client:
-                return ask(client, b"hello\n") == b"hello\n"
-        except OSError:
-            return False
-
-    waitFor(ready, "HAProxy is ready")
-    return connected
-
-
-def test_haproxy(site: Site, client: Callable[[], Stream]) -> None:
-    """
-    The contract holds through HAProxy; its health checks are no warning. When a daemon is killed
-    under load new connections are answered, and when it is back it serves again.
-    """
-    for _ in range(10):
-        with client() as one:
-            assert exchange(one, [LINES]) == LINES
-    stop = threading.Event()
-    lost: list[float] = []
-    answered: list[float] = []
-
-    def load() -> None:
-        while not stop.is_set():
+    def run(self) -> None:
+        """
+        Ask.
+        """
+        while not self._ending.is_set():
             begin = time.monotonic()
             try:
-                with client() as one:
+                with self._client() as one:
                     assert ask(one, b"hello\n") == b"hello\n"
-                answered.append(begin)
+                self.answered.append(begin)
             except (OSError, AssertionError):
-                lost.append(begin)
+                self.lost.append(begin)
 
-    threads = [threading.Thread(target=load) for _ in range(4)]
-    for thread in threads:
-        thread.start()
+    def stop(self) -> None:
+        """
+        Stop.
+        """
+        self._ending.set()
+        self.join(PATIENCE)
+
+
+def isReady(client: Callable[[], Stream]) -> bool:
+    """
+    Does HAProxy listen, and has it found a daemon?
+    """
     try:
-        time.sleep(0.3)
+        with client() as one:
+            return ask(one, b"hello\n") == b"hello\n"
+    except OSError:
+        return False
+
+
+def test_haproxy(tmp_path: Path, authority: Authority) -> None:
+    """
+    The contract holds through HAProxy, in each set-up; its health checks are no warning. When a
+    daemon is killed under load new connections are answered, and when it is back it serves again.
+    """
+    with ExitStack() as stack:
+        site = Site(tmp_path, authority, stack)
+        context = authority.client()
+        clients = {
+            way: partial(connectedTo, port, context if way == "tls" else None)
+            for way, port in site.ports.items()
+        }
+        for way, client in clients.items():
+            waitFor(partial(isReady, client), f"HAProxy is ready: {way}")
+            for _ in range(10):
+                with client() as one:
+                    assert exchange(one, [LINES]) == LINES
+        loads = [Load(client) for client in clients.values() for _ in range(2)]
+        for load in loads:
+            stack.callback(load.stop)
+        waitFor(lambda: all(load.answered for load in loads), "all are loaded")
         site.daemons[0].stop(signal.SIGKILL)
         killed = time.monotonic()
-        time.sleep(1)
+        waitFor(lambda: site.logs("is DOWN") == len(WAYS), "HAProxy knows that it is gone")
         site.restart(0)
+        waitFor(lambda: site.logs("is UP") == len(WAYS), "HAProxy knows that it is back")
         back = site.daemons[0].cpu()
         waitFor(lambda: site.daemons[0].cpu() > back + 50_000_000, "it serves again")
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(PATIENCE)
-    # Those that were on their way to the daemon that was killed are lost with it.
-    assert [begin for begin in lost if begin > killed] == []
-    assert len([begin for begin in answered if begin > killed]) > 100
-    for daemon in site.daemons:
-        assert daemon.logs("#warn") == daemon.logs("#error") == daemon.logs("#critical") == 0
+        before = [len(load.answered) for load in loads]
+        waitFor(
+            lambda: all(len(x.answered) > n + 50 for x, n in zip(loads, before, strict=True)),
+            "the load goes on",
+        )
+        for load in loads:
+            load.stop()
+        for load in loads:
+            # Those that were on their way to the daemon that was killed are lost with it.
+            assert [begin for begin in load.lost if begin > killed] == []
+        for first, second in zip(loads[::2], loads[1::2], strict=True):
+            answered = first.answered + second.answered
+            assert len([begin for begin in answered if begin > killed]) > 100
+        for daemon in site.daemons:
+            assert daemon.logs("#warn") == daemon.logs("#error") == daemon.logs("#critical") == 0

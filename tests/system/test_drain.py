@@ -2,9 +2,11 @@
 How the real daemon stops: nothing that has reached it is lost, and nobody keeps it for ever.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,16 +17,15 @@ from tests.support.clients import (
     LINES,
     Sender,
     ask,
+    comesBack,
     connect,
-    digest,
     program,
     receive,
-    received,
     silent,
     stick,
 )
 from tests.support.daemon import FOREGROUND, PATIENCE, TWISTD, Daemon, waitFor
-from tests.support.wires import WIRES, Authority, opened
+from tests.support.wires import Authority, allOpened
 
 
 def stopped(daemon: Daemon) -> bool:
@@ -51,33 +52,45 @@ def test_atRest(tmp_path: Path, number: int) -> None:
         assert daemon.logs("aborted") == 0
 
 
+def feed(process: "subprocess.Popen[bytes]") -> None:
+    """
+    Be the C{seq 1 200000} before it.
+    """
+    assert process.stdin
+    # If it ends before, the test sees that in what has come back.
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(LINES)
+
+
 @pytest.mark.parametrize("run", range(20))
 def test_stopInTheMiddle(tmp_path: Path, run: int) -> None:
     """
     TERM in the middle of C{seq 1 200000 | nc -N} by 20 clients: no line is lost, 20 times of 20.
     """
     command = [program("nc.openbsd", "nc"), "-N", "127.0.0.1"]
-    half = len(LINES) // 2
-    with Daemon(tmp_path) as daemon:
-        outputs = [(tmp_path / f"output{number}").open("w+b") for number in range(20)]
-        clients = [
-            subprocess.Popen([*command, str(daemon.port)], stdin=subprocess.PIPE, stdout=output)
-            for output in outputs
-        ]
+    with Daemon(tmp_path) as daemon, ExitStack() as stack:
+        outputs = [tmp_path / f"output{number}" for number in range(20)]
+        clients: list[subprocess.Popen[bytes]] = []
+        for path in outputs:
+            file = stack.enter_context(path.open("wb"))
+            client = subprocess.Popen(
+                [*command, str(daemon.port)], stdin=subprocess.PIPE, stdout=file, bufsize=0
+            )
+            stack.enter_context(client)
+            stack.callback(client.kill)
+            clients.append(client)
         waitFor(lambda: daemon.descriptors() == daemon.idleDescriptors + 20, "all are connected")
-        for client in clients:
-            assert client.stdin
-            client.stdin.write(LINES[:half])
+        # Side by side: a client that sent nothing for a while would be at rest.
+        feeding = [threading.Thread(target=feed, args=[client]) for client in clients]
+        for thread in feeding:
+            thread.start()
+        waitFor(lambda: all(path.stat().st_size for path in outputs), "all have begun")
         daemon.process.send_signal(signal.SIGTERM)
-        for client in clients:
-            assert client.stdin
-            client.stdin.write(LINES[half:])
-            client.stdin.close()
-        for client, output in zip(clients, outputs, strict=True):
+        assert sum(path.stat().st_size for path in outputs) < 20 * len(LINES)
+        for client, thread, path in zip(clients, feeding, outputs, strict=True):
+            thread.join(PATIENCE)
             assert client.wait(PATIENCE) == 0
-            output.seek(0)
-            assert output.read() == LINES
-            output.close()
+            assert path.read_bytes() == LINES
         assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
 
 
@@ -119,29 +132,39 @@ def test_busy(tmp_path: Path) -> None:
         assert daemon.logs("aborted") == 0
 
 
-@pytest.mark.parametrize("name", WIRES)
-def test_onEachWire(tmp_path: Path, authority: Authority, name: str) -> None:
+def test_onEachWire(tmp_path: Path, authority: Authority) -> None:
     """
     Whatever the wire, TERM in the middle of a stream loses no line, a line begun is waited for, and
     who is at rest is closed.
     """
-    with opened(name, authority, tmp_path) as way, ExitStack() as stack:
-        idle, busy, streaming = (stack.enter_context(way.connect()) for _ in range(3))
-        for client in idle, busy, streaming:
+    with allOpened(authority, tmp_path) as ways, ExitStack() as stack:
+        daemons = {way.daemon for way in ways.values()}
+        idle, busy, streaming = (
+            [stack.enter_context(way.connect()) for way in ways.values()] for _ in range(3)
+        )
+        for client in *idle, *busy, *streaming:
             assert ask(client, b"hello\n") == b"hello\n"
-        busy.sendall(b"is it")
-        sender = Sender(streaming, [LINES] * 10)
-        waitFor(lambda: sender.sent > 1 << 17, "the stream flows")
-        way.daemon.process.send_signal(signal.SIGTERM)
-        assert digest(received(streaming)) == digest([LINES] * 10)
-        assert idle.recv(1) == b""
-        assert silent(busy, 0.5)
-        busy.sendall(b" me\n")
-        assert receive(busy, 9) == b"is it me\n"
-        for client in idle, busy, streaming:
+        for client in busy:
+            client.sendall(b"is it")
+        senders = [Sender(client, [LINES] * 10) for client in streaming]
+        waitFor(lambda: all(sender.sent > 1 << 17 for sender in senders), "the streams flow")
+        for daemon in daemons:
+            daemon.process.send_signal(signal.SIGTERM)
+        for client in streaming:
+            assert comesBack(client, [LINES] * 10)
+        for client in idle:
+            assert client.recv(1) == b""
+        assert silent(busy[0], 0.5)
+        assert all(silent(client, 0.01) for client in busy)
+        for client in busy:
+            client.sendall(b" me\n")
+        for client in busy:
+            assert receive(client, 9) == b"is it me\n"
+        for client in *idle, *busy, *streaming:
             client.close()
-        assert way.daemon.process.wait(PATIENCE) == -signal.SIGTERM
-        assert way.daemon.logs("aborted") == 0
+        for daemon in daemons:
+            assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
+            assert daemon.logs("aborted") == 0
 
 
 def test_deadline(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import urllib.error
 import urllib.request
@@ -31,13 +32,6 @@ def records(folder: Path) -> list[dict[str, Any]]:
     What the access log has.
     """
     return [json.loads(line) for line in (folder / "access.log").read_text().splitlines()]
-
-
-def endings(folder: Path) -> list[str]:
-    """
-    How connections have ended, without the one that each L{Daemon} begins with.
-    """
-    return [record["reason"] for record in records(folder)[1:]]
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -81,49 +75,102 @@ def hello(client: Any) -> None:
 
 # One act for each way that a connection may end.
 
-Connect = Callable[[], Any]
-"""
-Connects one more client.
-"""
+
+class Scene:
+    """
+    Where a connection ends.
+
+    @ivar daemon: The daemon.
+
+    @ivar port: Where it listens for the wire that this is about.
+    """
+
+    def __init__(self, daemon: Daemon, metrics: int, wire: str, context: ssl.SSLContext) -> None:
+        """
+        @param metrics: Its other port.
+
+        @param wire: What stands before C{tcp:}.
+
+        @param context: For its TLS clients.
+        """
+        self.daemon = daemon
+        self.port = int(daemon.listening[WIRES.index(wire)])
+        self._metrics = metrics
+        self._context = context if wire == "tls:" else None
+        self._folder = daemon.log.parent
+        # A Daemon begins with a connection.
+        waitFor(lambda: records(self._folder), "the first record")
+        self._before = records(self._folder)
+        self._errors = self._logged()
+        self._counted = samples(metrics)
+
+    def _logged(self) -> int:
+        return self.daemon.logs("#error]") + self.daemon.logs("#critical]")
+
+    def another(self) -> Any:
+        """
+        One more client.
+        """
+        client = connect(self.port)
+        return TLSClient(client, self._context) if self._context else client
+
+    def records(self) -> list[dict[str, Any]]:
+        """
+        What the access log has got since then.
+        """
+        return records(self._folder)[len(self._before) :]
+
+    def counted(self, reason: str) -> float:
+        """
+        How many connections have ended so since then, as the metrics say.
+        """
+        name = f"kvserver_connections_ended_total {reason}"
+        return samples(self._metrics)[name] - self._counted.get(name, 0)
+
+    def errors(self) -> int:
+        """
+        How many errors have been logged since then.
+        """
+        return self._logged() - self._errors
 
 
-def closes(daemon: Daemon, another: Connect) -> None:
+def closes(scene: Scene) -> None:
     """
     The client closes.
     """
-    with another() as client:
+    with scene.another() as client:
         assert exchange(client, [b"1\n2\n3"]) == b"1\n2\n3"
 
 
-def leaves(daemon: Daemon, another: Connect) -> None:
+def leaves(scene: Scene) -> None:
     """
     The client is gone when it has got its echo; with TLS, without a word.
     """
-    with another() as client:
+    with scene.another() as client:
         hello(client)
 
 
-def looks(daemon: Daemon, another: Connect) -> None:
+def looks(scene: Scene) -> None:
     """
     The client connects, as a health check does.
     """
-    connect(int(daemon.listening[-1])).close()
+    connect(scene.port).close()
 
 
-def resets(daemon: Daemon, another: Connect) -> None:
+def resets(scene: Scene) -> None:
     """
     The client resets.
     """
-    client = another()
+    client = scene.another()
     hello(client)
     reset(client)
 
 
-def idles(daemon: Daemon, another: Connect) -> None:
+def idles(scene: Scene) -> None:
     """
     The client does nothing.
     """
-    with another() as client:
+    with scene.another() as client:
         assert client.recv(1) == b""
 
 
@@ -136,157 +183,201 @@ def stuck(client: Any) -> Any:
     return client
 
 
-def stalls(daemon: Daemon, another: Connect) -> None:
+def stalls(scene: Scene) -> None:
     """
     The client does not read.
     """
-    with stuck(another()):
-        waitFor(lambda: len(endings(daemon.log.parent)) == 1, "the end")
+    with stuck(scene.another()):
+        waitFor(lambda: len(scene.records()) == 1, "the end")
 
 
-def rests(daemon: Daemon, another: Connect) -> None:
+def rests(scene: Scene) -> None:
     """
     The client is at rest when the daemon stops.
     """
-    with another() as client:
+    with scene.another() as client:
         hello(client)
-        daemon.process.send_signal(signal.SIGTERM)
+        scene.daemon.process.send_signal(signal.SIGTERM)
         assert client.recv(1) == b""
-    daemon.stop()
+    scene.daemon.stop()
 
 
-def stallsAtTheEnd(daemon: Daemon, another: Connect) -> None:
+def stallsAtTheEnd(scene: Scene) -> None:
     """
     The client does not read when the daemon stops.
     """
-    with stuck(another()):
-        daemon.stop()
+    with stuck(scene.another()):
+        scene.daemon.stop()
 
 
-def crowds(daemon: Daemon, another: Connect) -> None:
+def crowds(scene: Scene) -> None:
     """
     The client has one connection too many.
     """
-    with connect(daemon.port) as one:
+    with connect(scene.port) as one:
         hello(one)
-        with connect(daemon.port) as two, contextlib.suppress(ConnectionResetError):
+        with connect(scene.port) as two, contextlib.suppress(ConnectionResetError):
             assert two.recv(1) == b""
 
 
-def babbles(daemon: Daemon, another: Connect) -> None:
+def babble(port: int) -> None:
     """
-    The client of the second listener says what is neither TLS nor a PROXY header.
+    Say what is neither TLS nor a PROXY header.
     """
-    with connect(int(daemon.listening[1])) as client:
+    with connect(port) as client:
         client.sendall(b"hello\n" * 10)
         with contextlib.suppress(ConnectionResetError):
             while client.recv(100):
                 pass
 
 
-def stutters(daemon: Daemon, another: Connect) -> None:
+def babbles(scene: Scene) -> None:
+    """
+    The client says what is neither TLS nor a PROXY header.
+    """
+    babble(scene.port)
+
+
+def stutters(scene: Scene) -> None:
     """
     The client says the beginning of a TLS handshake, and no more.
     """
-    with connect(int(daemon.listening[1])) as client:
+    with connect(scene.port) as client:
         client.sendall(b"\x16\x03\x01")
 
 
-def garbles(daemon: Daemon, another: Connect) -> None:
+def garbles(scene: Scene) -> None:
     """
     The client sends a TLS record that is none.
     """
-    with another() as client:
+    with scene.another() as client:
         hello(client)
         client.raw.sendall(b"hello\n" * 10)
         with contextlib.suppress(OSError):
             client.recv(1)
 
 
-def breaks(daemon: Daemon, another: Connect) -> None:
+def breaks(scene: Scene) -> None:
     """
     The client meets a fault of the daemon.
     """
-    assert isinstance(daemon, Sabotaged)
-    daemon.sabotage("raise")
-    with connect(daemon.port) as client:
+    assert isinstance(scene.daemon, Sabotaged)
+    scene.daemon.sabotage("raise")
+    with connect(scene.port) as client:
         client.sendall(b"raise\n")
         assert client.recv(1) == b""
 
 
+WIRES = ("", "tls:", "proxy:")
+"""
+What the daemon listens on, before C{tcp:0}.
+"""
+
+
+@contextlib.contextmanager
+def staged(folder: Path, authority: Authority, *options: str) -> Iterator[Callable[[str], Scene]]:
+    """
+    A daemon for scenes on each wire.
+    """
+    certificate, key = authority.issue("localhost")
+    options += (f"--tls-certificate={certificate}", f"--tls-private-key={key}")
+    for wire in WIRES:
+        options += ("--listen", f"{wire}tcp:0")
+    metrics = quietPort()
+    with Sabotaged(folder, *options, *watched(metrics)) as daemon:
+        yield lambda wire: Scene(daemon, metrics, wire, authority.client())
+
+
+@pytest.fixture(scope="module")
+def stage(
+    authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Scene]]:
+    """
+    One daemon for all scenes that need no options, and don't end it.
+    """
+    with staged(tmp_path_factory.mktemp("stage"), authority) as stage:
+        yield stage
+
+
+def play(scene: Scene, reason: str, wire: str, act: Callable[[Scene], None]) -> None:
+    """
+    A connection ends.
+    """
+    act(scene)
+    waitFor(scene.records, "the record")
+    record = scene.records()[0]
+    assert record["reason"] == reason
+    assert record["listener"] == f"{wire}tcp:0"
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", record["peer"])
+    assert (record["client"], record["subject"]) == (None, None)
+    assert 0 <= record["seconds"] < PATIENCE
+    if act is closes:
+        assert (record["lines"], record["bytes_in"], record["bytes_out"]) == (2, 5, 5)
+    elif act in (stalls, stallsAtTheEnd):
+        assert 0 < record["bytes_out"] < record["bytes_in"]
+    if reason not in ("drained", "aborted"):
+        assert scene.counted(reason) == 1
+    if reason == "error":
+        assert scene.daemon.logs("ZeroDivisionError: sabotage") == scene.errors() == 1
+    else:
+        assert scene.errors() == 0
+
+
 @pytest.mark.parametrize(
-    ("reason", "wire", "options", "act"),
+    ("reason", "wire", "act"),
     [
-        ("client_closed", "", (), closes),
-        ("client_closed", "", (), leaves),
-        ("client_closed", "", (), looks),
-        ("client_closed", "tls:", (), closes),
-        ("client_closed", "tls:", (), leaves),
-        ("client_closed", "tls:", (), looks),
-        ("client_closed", "proxy:", (), looks),
-        ("reset", "", (), resets),
-        ("reset", "tls:", (), resets),
-        ("reset", "tls:", (), garbles),
-        ("idle_timeout", "", ("--idle-timeout=1",), idles),
-        ("idle_timeout", "tls:", ("--idle-timeout=1",), idles),
-        ("write_timeout", "", ("--write-timeout=1",), stalls),
-        ("write_timeout", "tls:", ("--write-timeout=1",), stalls),
-        ("drained", "", (), rests),
-        ("drained", "tls:", (), rests),
-        ("aborted", "", ("--drain-timeout=1",), stallsAtTheEnd),
-        ("aborted", "tls:", ("--drain-timeout=1",), stallsAtTheEnd),
-        ("refused", "", ("--max-connections-per-source=1",), crowds),
-        ("handshake_failed", "tls:", (), babbles),
-        ("handshake_failed", "tls:", (), stutters),
-        ("proxy_header", "proxy:", (), babbles),
-        ("error", "", (), breaks),
+        ("client_closed", "", closes),
+        ("client_closed", "", leaves),
+        ("client_closed", "", looks),
+        ("client_closed", "tls:", closes),
+        ("client_closed", "tls:", leaves),
+        ("client_closed", "tls:", looks),
+        ("client_closed", "proxy:", looks),
+        ("reset", "", resets),
+        ("reset", "tls:", resets),
+        ("reset", "tls:", garbles),
+        ("handshake_failed", "tls:", babbles),
+        ("handshake_failed", "tls:", stutters),
+        ("proxy_header", "proxy:", babbles),
+        ("error", "", breaks),
     ],
 )
 def test_ending(
-    tmp_path: Path,
-    authority: Authority,
-    reason: str,
-    wire: str,
-    options: tuple[str, ...],
-    act: Callable[[Daemon, Connect], None],
+    stage: Callable[[str], Scene], reason: str, wire: str, act: Callable[[Scene], None]
 ) -> None:
     """
     Each way to end has its reason, and its record.
     """
-    options += ("--listen", "tcp:0")
-    if wire:
-        options += ("--listen", f"{wire}tcp:0")
-    if wire == "tls:":
-        certificate, key = authority.issue("localhost")
-        options += (f"--tls-certificate={certificate}", f"--tls-private-key={key}")
-    metrics = quietPort()
-    with Sabotaged(tmp_path, *options, *watched(metrics)) as daemon:
+    play(stage(wire), reason, wire, act)
 
-        def another() -> Any:
-            client = connect(int(daemon.listening[-1]))
-            return TLSClient(client, authority.client()) if wire else client
 
-        act(daemon, another)
-        waitFor(lambda: endings(tmp_path), "the record")
-        record = records(tmp_path)[1]
-        assert record["reason"] == reason
-        assert record["listener"] == f"{wire}tcp:0"
-        assert re.fullmatch(r"127\.0\.0\.1:\d+", record["peer"])
-        assert (record["client"], record["subject"]) == (None, None)
-        assert 0 <= record["seconds"] < PATIENCE
-        if act is closes:
-            assert (record["lines"], record["bytes_in"], record["bytes_out"]) == (2, 5, 5)
-        elif act in (stalls, stallsAtTheEnd):
-            assert 0 < record["bytes_out"] < record["bytes_in"]
-        if reason not in ("drained", "aborted"):
-            found = samples(metrics)
-            # With the one that a Daemon begins with.
-            count = 2 if reason == "client_closed" else 1
-            assert found[f"kvserver_connections_ended_total {reason}"] == count
-        if reason == "error":
-            assert daemon.logs("ZeroDivisionError: sabotage") == 1
-        else:
-            assert daemon.logs("#error]") == daemon.logs("#critical]") == 0
+@pytest.mark.parametrize(
+    ("reason", "wire", "option", "act"),
+    [
+        ("idle_timeout", "", "--idle-timeout=1", idles),
+        ("idle_timeout", "tls:", "--idle-timeout=1", idles),
+        ("write_timeout", "", "--write-timeout=1", stalls),
+        ("write_timeout", "tls:", "--write-timeout=1", stalls),
+        ("drained", "", "--drain-timeout=15", rests),
+        ("drained", "tls:", "--drain-timeout=15", rests),
+        ("aborted", "", "--drain-timeout=1", stallsAtTheEnd),
+        ("aborted", "tls:", "--drain-timeout=1", stallsAtTheEnd),
+        ("refused", "", "--max-connections-per-source=1", crowds),
+    ],
+)
+def test_endingByOption(
+    tmp_path: Path,
+    authority: Authority,
+    reason: str,
+    wire: str,
+    option: str,
+    act: Callable[[Scene], None],
+) -> None:
+    """
+    So has each that needs an option, or ends the daemon.
+    """
+    with staged(tmp_path, authority, option) as stage:
+        play(stage(wire), reason, wire, act)
 
 
 def test_sums(tmp_path: Path, authority: Authority) -> None:
@@ -464,7 +555,7 @@ def test_repeatedWarnings(tmp_path: Path) -> None:
     """
     with Daemon(tmp_path, "--listen", "tcp:0", "--listen", "proxy:tcp:0") as daemon:
         for _ in range(20):
-            babbles(daemon, list)
+            babble(int(daemon.listening[1]))
         assert daemon.logs("#warn]") == 1
         assert daemon.logs("hello") == 0
 

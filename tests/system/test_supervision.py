@@ -3,6 +3,7 @@ Nothing brings the real daemon down: faults of the listening socket, of accept(2
 """
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -101,6 +102,21 @@ def test_fourthFaultEndsTheProcess(daemon: Sabotaged) -> None:
     assert daemon.logs("Server Shut Down") == 1
 
 
+def test_threeFaultsAtATime(daemon: Sabotaged) -> None:
+    """
+    3 faults, and 3 more when these have been forgotten, do not end it.
+    """
+    for number in range(6):
+        if number == 3:
+            # They are forgotten after that time, whatever happens meanwhile.
+            time.sleep(5.1)
+        daemon.sabotage("shutdown")
+        daemon.waitForLog("Accepting connections", number + 2)
+    assert answers(daemon.port) < 1
+    assert daemon.process.poll() is None
+
+
+@pytest.mark.soak
 def test_faultsFarBetween(daemon: Sabotaged) -> None:
     """
     A fault every 3 seconds, for 30 seconds if there is time, does not end it.
@@ -113,30 +129,47 @@ def test_faultsFarBetween(daemon: Sabotaged) -> None:
     assert daemon.process.poll() is None
 
 
-@pytest.mark.parametrize("trouble", ["ENFILE", "ENOMEM", "ENOBUFS", "EMFILE", "EPROTO"])
-def test_acceptFails(daemon: Sabotaged, trouble: str) -> None:
+TROUBLES = ("ENFILE", "ENOMEM", "ENOBUFS", "EMFILE", "EPROTO")
+"""
+What accept(2) may fail of.
+"""
+
+
+def test_acceptFails(tmp_path: Path) -> None:
     """
-    While accept(2) fails the daemon rests: under 5 % CPU, and no more than the line with which it
-    begins. When it works again those who waited are served within a second; nothing is restarted.
+    While accept(2) fails, of whatever, the daemon rests: under 5 % CPU, and no more than the line
+    with which it begins. When it works again those who waited are served within a second; nothing
+    is restarted.
     """
-    daemon.sabotage(f"accept {trouble}")
     with ExitStack() as stack:
-        waiting = [stack.enter_context(connect(daemon.port)) for _ in range(10)]
-        for client in waiting:
-            client.sendall(b"hello\n")
-        cpu, begin = daemon.cpu(), time.monotonic()
-        lines = daemon.logs("")
-        time.sleep(2)
-        assert (daemon.cpu() - cpu) / 1e9 < 0.05 * (time.monotonic() - begin)
-        assert daemon.logs("") - lines <= 1
-        daemon.sabotage("accept")
+        daemons: list[Sabotaged] = []
+        waiting: list[list[socket.socket]] = []
+        for trouble in TROUBLES:
+            folder = tmp_path / trouble
+            folder.mkdir()
+            daemon = stack.enter_context(Sabotaged(folder, f"--port={quietPort()}"))
+            daemon.sabotage(f"accept {trouble}")
+            clients = [stack.enter_context(connect(daemon.port)) for _ in range(10)]
+            for client in clients:
+                client.sendall(b"hello\n")
+            daemons.append(daemon)
+            waiting.append(clients)
         begin = time.monotonic()
-        assert {receive(client, 6) for client in waiting} == {b"hello\n"}
-        assert time.monotonic() - begin < 1
-    assert daemon.logs("Can't accept: ") == 1
-    daemon.waitForLog("Accepting again, after ")
-    assert daemon.logs("Accepting again, after ") == 1
-    assert daemon.logs("died") == 0
+        before = [(daemon.cpu(), daemon.logs("")) for daemon in daemons]
+        time.sleep(2)
+        for daemon, (cpu, lines) in zip(daemons, before, strict=True):
+            assert (daemon.cpu() - cpu) / 1e9 < 0.05 * (time.monotonic() - begin)
+            assert daemon.logs("") - lines <= 1
+        for daemon, clients in zip(daemons, waiting, strict=True):
+            daemon.sabotage("accept")
+            again = time.monotonic()
+            assert {receive(client, 6) for client in clients} == {b"hello\n"}
+            assert time.monotonic() - again < 1
+        for daemon in daemons:
+            assert daemon.logs("Can't accept: ") == 1
+            daemon.waitForLog("Accepting again, after ")
+            assert daemon.logs("Accepting again, after ") == 1
+            assert daemon.logs("died") == 0
 
 
 def test_fewDescriptors(tmp_path: Path) -> None:
@@ -179,27 +212,42 @@ def test_exceptionsInProtocols(daemon: Sabotaged) -> None:
     assert daemon.logs("died") == 0
 
 
-def test_stampede(daemon: Sabotaged) -> None:
+def stampede(daemon: Sabotaged, resets: int, pause: float) -> None:
     """
-    100 clients echo while one is reset every 100 ms, for 10 seconds. Afterwards a new one is
-    answered, and the daemon holds no more than before.
+    100 clients echo while so many are reset, one every C{pause} seconds or as soon as all others
+    have been answered. Afterwards a new one is answered, and the daemon holds no more than before.
     """
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(daemon.port)) for _ in range(100)]
-        deadline = time.monotonic() + 10
-        victims = 0
-        while time.monotonic() < deadline:
-            reset(clients[victims % 100])
-            clients[victims % 100] = stack.enter_context(connect(daemon.port))
-            victims += 1
-            until = time.monotonic() + 0.1
-            while time.monotonic() < until:
+        for victim in range(resets):
+            until = time.monotonic() + pause
+            reset(clients[victim % 100])
+            clients[victim % 100] = stack.enter_context(connect(daemon.port))
+            while True:
                 for client in clients:
                     assert ask(client, b"hello\n") == b"hello\n"
+                if time.monotonic() >= until:
+                    break
     assert answers(daemon.port) < 1
     waitFor(lambda: daemon.descriptors() == daemon.idleDescriptors, "all connections are closed")
 
 
+def test_stampede(daemon: Sabotaged) -> None:
+    """
+    As many are reset as there are.
+    """
+    stampede(daemon, 100, 0)
+
+
+@pytest.mark.soak
+def test_longStampede(daemon: Sabotaged) -> None:
+    """
+    One is reset every 100 ms, for 10 seconds or more.
+    """
+    stampede(daemon, max(100, SOAK * 10), 0.1)
+
+
+@pytest.mark.soak
 def test_soak(daemon: Sabotaged) -> None:
     """
     Under all kinds of clients, for as long as there is time: memory and descriptors at the end are

@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +16,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import ask, connect, program, skip
-from tests.support.daemon import FOREGROUND, PATIENCE, TWIST, TWISTD, Daemon, environment, waitFor
+from tests.support.daemon import (
+    FOREGROUND,
+    PATIENCE,
+    TWIST,
+    TWISTD,
+    Daemon,
+    environment,
+    queued,
+    waitFor,
+)
 from tests.support.wires import unix
 
 
@@ -240,6 +251,70 @@ def test_endpointOfAPlugin(tmp_path: Path) -> None:
             assert ask(client, b"hello\n") == b"hello\n"
 
 
+# What is loaded, and how it ends.
+
+
+def test_pluginIsLazy() -> None:
+    """
+    Any twistd imports the plugin: that loads nothing of ours, and installs no reactor.
+    """
+    script = (
+        "import sys, twisted.plugins.kvserver_plugin;"
+        "print(sorted({'kvserver', 'twisted.internet.reactor'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_exitWithFailure() -> None:
+    """
+    The reactor stops in good order, what twistd does then is done, and the status
+    is 1.
+    """
+    script = (
+        "from twisted.internet import reactor\n"
+        "from kvserver.supervision.process import exitWithFailure\n"
+        "reactor.addSystemEventTrigger('before', 'shutdown', print, 'stopped')\n"
+        "reactor.callWhenRunning(exitWithFailure, reactor)\n"
+        "reactor.run()\n"
+        "print('cleaned up')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == "stopped\ncleaned up\n"
+
+
+def timed(folder: Path, env: dict[str, str], *command: str) -> tuple[int, str, float]:
+    """
+    Run a command to its end.
+
+    @return: Its exit status, what it has printed, and the seconds that it took, less those that it
+        has waited for a processor.
+    """
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    late = threading.Timer(PATIENCE, process.kill)
+    late.start()
+    # It has ended, and is still there to be asked.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    seconds = time.monotonic() - begin - queued(process.pid) / 1e9
+    late.cancel()
+    printed, _ = process.communicate()
+    return process.returncode, printed, seconds
+
+
 class TestCannotStart:
     """
     What is wrong is said in one line, in 2 seconds more than it takes twistd to do nothing; there
@@ -257,15 +332,15 @@ class TestCannotStart:
         """
         Run a command that must fail with this status. Return what it prints.
         """
-        begin = time.monotonic()
-        run(folder, TWISTD, "--version")
-        nothing = time.monotonic()
-        done = run(folder, *command, env=env)
-        assert time.monotonic() - nothing < 2 + (nothing - begin)
-        assert done.returncode == status
-        assert "Traceback" not in done.stdout
-        assert os.listdir(folder) == []
-        return done.stdout
+        returned, printed, seconds = timed(folder, env or environment(), *command)
+        if seconds >= 2:
+            _, _, nothing = timed(folder, environment(), TWISTD, "--version")
+            assert seconds < 2 + nothing
+        assert returned == status
+        assert "Traceback" not in printed
+        # A daemon that has told its shell is about to remove its pid file.
+        waitFor(lambda: os.listdir(folder) == [], "nothing is left behind")
+        return printed
 
     @pytest.mark.parametrize("command", [(TWISTD, "-n"), (TWISTD,), (TWIST,)])
     def test_oneLine(self, tmp_path: Path, command: tuple[str, ...]) -> None:

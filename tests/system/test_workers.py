@@ -17,12 +17,19 @@ import pytest
 from tests.support.clients import LINES, ask, connect, program, receive, silent
 from tests.support.daemon import FOREGROUND, Daemon, environment, quietPort, waitFor
 from tests.support.wires import WIRES, Authority, opened
-from tests.system.test_operation import endings, records, samples, watched
+from tests.system.test_operation import records, samples, watched
 
 COUNT = 4
 """
 How many workers most tests have.
 """
+
+
+def endings(folder: Path) -> list[str]:
+    """
+    How connections have ended, without the one that each L{Daemon} begins with.
+    """
+    return [record["reason"] for record in records(folder)[1:]]
 
 
 def sockets(pid: int) -> int:

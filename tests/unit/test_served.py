@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import ITransport
 from twisted.internet.protocol import Factory, Protocol, ServerFactory, connectionDone
-from twisted.protocols.basic import FileSender, LineReceiver
+from twisted.logger import LogLevel, capturedLogs
+from twisted.protocols.basic import FileSender
 from twisted.protocols.finger import Finger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Site
-from zope.interface import implementer
 from zope.interface.verify import verifyClass, verifyObject
 
-from kvserver.connections.drain import DRAIN_INTERVAL
+from kvserver.connections.drain import DRAIN_INTERVAL, QUIET_PERIOD
 from kvserver.connections.limits import Limits
 from kvserver.connections.output import CORK_SIZE
 from kvserver.connections.record import CloseReason
@@ -28,107 +27,7 @@ from kvserver.echo.protocol import EchoProtocol
 from kvserver.interfaces import ICountsWork, IDrainable
 from kvserver.served import load, unitOf
 from tests.support.memory import PLENTY, MemoryServer, Pair, Watched, isReadable
-
-
-class Shouting(LineReceiver):
-    """
-    Answers in capitals, piece by piece.
-    """
-
-    transport: ITransport
-    delimiter = b"\n"
-
-    def lineReceived(self, line: bytes) -> None:
-        """
-        Answer, each byte by itself.
-        """
-        for byte in line.upper():
-            self.transport.write(bytes([byte]))
-        self.transport.write(b"\n")
-
-
-class Greeting(Protocol):
-    """
-    Speaks first, and closes.
-    """
-
-    transport: ITransport
-
-    def connectionMade(self) -> None:
-        """
-        Greet.
-        """
-        self.transport.write(b"hello " + str(self.transport.getPeer().host).encode() + b"\n")  # type: ignore
-        self.transport.loseConnection()
-
-
-class Pouring(Protocol):
-    """
-    Writes much more than a socket takes, without regard to who listens, and closes.
-    """
-
-    transport: ITransport
-
-    def connectionMade(self) -> None:
-        """
-        Pour.
-        """
-        for _ in range(100):
-            self.transport.write(PLENTY)
-        self.transport.loseConnection()
-
-
-class Failing(Protocol):
-    """
-    Raises as soon as it hears anything.
-    """
-
-    def dataReceived(self, data: bytes) -> None:
-        """
-        Fail.
-        """
-        raise ZeroDivisionError
-
-
-@implementer(IDrainable, ICountsWork)
-class Thinking(Protocol):
-    """
-    Owes an answer to each byte until it is told to give it.
-    """
-
-    transport: ITransport
-    unit = "thoughts"
-    count = 0
-    owed = 0
-    closed = False
-
-    def dataReceived(self, data: bytes) -> None:
-        """
-        Think.
-        """
-        self.owed += len(data)
-
-    def answer(self) -> None:
-        """
-        Answer all.
-        """
-        self.transport.write(b"!" * self.owed)
-        self.count += self.owed
-        self.owed = 0
-
-    def isIdle(self) -> bool:
-        """
-        Is nothing owed?
-        """
-        return not self.owed
-
-    def close(self) -> None:
-        """
-        Say goodbye.
-        """
-        self.closed = True
-        self.transport.write(b"goodbye\n")
-        self.transport.loseConnection()
+from tests.support.protocols import Failing, Greeting, PouringLess, Shouting, Thinking, poured
 
 
 class Keeping(Protocol):
@@ -185,9 +84,9 @@ def served() -> Iterator[Callable[..., MemoryServer]]:
     """
     memoryServers: list[MemoryServer] = []
 
-    def serve(protocol: Any, limits: Limits | None = None) -> MemoryServer:
+    def serve(protocol: Any, limits: Limits | None = None, verbose: bool = False) -> MemoryServer:
         factory: Any = Factory.forProtocol(protocol) if isinstance(protocol, type) else protocol
-        memoryServers.append(MemoryServer(limits, factory))
+        memoryServers.append(MemoryServer(limits, factory, verbose=verbose))
         return memoryServers[-1]
 
     yield serve
@@ -319,13 +218,13 @@ def test_fileSender(served: Callable[..., MemoryServer]) -> None:
 def test_closesFirst(served: Callable[..., MemoryServer]) -> None:
     """
     A protocol that closes while the client still sends, and has read nothing, loses nothing: all
-    comes, then FIN, and what the client had still sent is dropped.
+    arrives, then FIN. What the client still sends is dropped.
     """
-    memoryServer = served(Pouring)
+    memoryServer = served(PouringLess)
     pair = memoryServer.enter(overTCP=True)
     pair.peer.sendall(b"nobody reads this")
-    received = memoryServer.collect(pair.peer, 100 * len(PLENTY))
-    assert len(received) == 100 * len(PLENTY)
+    expected = b"".join(poured(PouringLess.size, PouringLess.chunk))
+    assert memoryServer.collect(pair.peer, len(expected)) == expected
     memoryServer.turn()
     assert pair.peer.recv(1) == b""
     pair.peer.sendall(b"nor this")
@@ -334,17 +233,20 @@ def test_closesFirst(served: Callable[..., MemoryServer]) -> None:
     memoryServer.turn()
     assert len(memoryServer.connections) == 0
     assert memoryServer.ended[-1].reason is CloseReason.CLIENT_CLOSED
-    assert memoryServer.ended[-1].sent == 100 * len(PLENTY)
+    assert memoryServer.ended[-1].sent == len(expected)
 
 
 def test_speaksFirst(served: Callable[..., MemoryServer]) -> None:
     """
-    A protocol may speak first, and knows the client.
+    A protocol may speak first, and then it knows the client's address.
     """
     memoryServer = served(Greeting)
     pair = memoryServer.enter()
     memoryServer.turn()
     assert pair.peer.recv(100) == b"hello 192.0.2.1\n"
+    pair.peer.sendall(b"x")
+    memoryServer.turn()
+    assert pair.peer.recv(100) == b"bye\n"
     pair.peer.close()
     memoryServer.turn()
     assert len(memoryServer.connections) == 0
@@ -368,7 +270,7 @@ def test_flushesBeforeTheEnd(served: Callable[..., MemoryServer]) -> None:
 
 def test_failsAlone(served: Callable[..., MemoryServer]) -> None:
     """
-    One that raises ends its own connection, and that is its record's reason.
+    A protocol that raises ends its own connection alone, with the reason C{error}.
     """
     memoryServer = served(Failing)
     pair, other = memoryServer.enter(), memoryServer.enter()
@@ -376,6 +278,69 @@ def test_failsAlone(served: Callable[..., MemoryServer]) -> None:
     memoryServer.turn()
     assert [record.reason for record in memoryServer.ended] == [CloseReason.ERROR]
     assert other.transport.connected
+
+
+@pytest.mark.parametrize("method", ["connectionMade", "connectionLost", "isIdle", "close"])
+def test_failsAnywhere(served: Callable[..., MemoryServer], method: str) -> None:
+    """
+    It may raise in any method, with one error in the log: the connection is gone, nothing of it
+    remains, and the drain comes to its end.
+    """
+
+    def fails(*arguments: object) -> None:
+        raise ZeroDivisionError(method)
+
+    with capturedLogs() as logs:
+        memoryServer = served(type("FailingThere", (Thinking,), {method: fails}))
+        memoryServer.connections.startService()
+        pair = memoryServer.enter()
+        done: list[object] = []
+        memoryServer.connections.stopService().addCallback(done.append)
+        memoryServer.passes(2 * DRAIN_INTERVAL + QUIET_PERIOD)
+        if method == "connectionLost":
+            assert pair.peer.recv(100) == b"goodbye\n"
+            pair.peer.close()
+            memoryServer.turn()
+        assert done == [None]
+    (failure,) = (event for event in logs if event["log_level"] is LogLevel.error)
+    assert failure["log_failure"].getErrorMessage() == method
+    (record,) = memoryServer.ended
+    expected = CloseReason.DRAINED if method in ("connectionLost", "close") else CloseReason.ERROR
+    assert record.reason is expected
+
+
+def test_aborts(served: Callable[..., MemoryServer]) -> None:
+    """
+    A protocol may abort a connection: that is no fault in the daemon.
+    """
+
+    class Aborting(Protocol):
+        transport: Any
+
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.abortConnection()
+
+    memoryServer = served(Aborting)
+    memoryServer.enter().peer.sendall(b"x")
+    memoryServer.turn()
+    (record,) = memoryServer.ended
+    assert record.reason is not CloseReason.ERROR
+
+
+def test_workInTheLog(served: Callable[..., MemoryServer]) -> None:
+    """
+    With --log-level=debug the end of a connection has the protocol's own unit.
+    """
+    with capturedLogs() as logs:
+        memoryServer = served(Shouting, verbose=True)
+        pair = memoryServer.enter()
+        pair.peer.sendall(b"hello\nis it me\n")
+        pair.peer.shutdown(socket.SHUT_WR)
+        while len(memoryServer.connections):
+            memoryServer.turn()
+    *_, end = logs
+    assert (end["ending"], end["shouts"]) == ("client_closed", 2)
+    assert "lines" not in end
 
 
 # What it is held to.

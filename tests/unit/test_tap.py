@@ -4,7 +4,6 @@ The command line, with no sockets.
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -508,27 +507,6 @@ def test_wrongListen(options: list[str], reason: str) -> None:
     assert str(caught.value) == reason
 
 
-def test_TLSNeedsNothingMore(tmp_path: Path) -> None:
-    """
-    TLS needs nothing that Twisted alone does not bring.
-    """
-    certificate, key = Authority(tmp_path).issue("localhost")
-    script = (
-        "import sys; sys.modules.update(OpenSSL=None, cryptography=None, service_identity=None);"
-        "from kvserver.tap import Options, makeService;"
-        "options = Options(); options.parseOptions(sys.argv[1:]);"
-        "route = makeService(options).getServiceNamed('tls:tcp:0')._route;"
-        "print(route.handover._certificates is not None)"
-    )
-    options = (
-        *("--listen=tls:tcp:0", f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *options], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "True\n"
-
-
 def test_plugin() -> None:
     """
     twistd finds the daemon, with its options and its service.
@@ -536,17 +514,3 @@ def test_plugin() -> None:
     (maker,) = (maker for maker in getPlugins(IServiceMaker) if maker.tapname == "kvserver")
     assert maker.options is Options
     assert maker.makeService is makeService
-
-
-def test_pluginIsLazy() -> None:
-    """
-    Any twistd imports the plugin: that loads nothing of ours, and installs no reactor.
-    """
-    script = (
-        "import sys, twisted.plugins.kvserver_plugin;"
-        "print(sorted({'kvserver', 'twisted.internet.reactor'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[]\n"

@@ -5,6 +5,7 @@ refused in one line.
 
 import base64
 import contextlib
+import functools
 import os
 import re
 import ssl
@@ -130,15 +131,37 @@ def test_kinds(
     assert subject(served(certificates, context)) == named("one")
 
 
+@pytest.fixture(scope="module")
+def issued(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Identity]:
+    """
+    Issues certificates with keys of all kinds, which take a while to be made: each once.
+    """
+    authority = Authority(tmp_path_factory.mktemp("issued"))
+    makes: dict[str, Callable[[], PrivateKey]] = {
+        "rsa": rsaKey,
+        "ec": ecKey,
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+    }
+
+    @functools.cache
+    def issue(name: str, kind: str) -> Identity:
+        name = f"{name}-{kind}"
+        if kind == "pss":
+            return authority.issuePSS(name)
+        return authority.issue(name, key=makes[kind]())
+
+    return issue
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-def test_pss(authority: Authority, version: ssl.TLSVersion) -> None:
+def test_pss(issued: Callable[[str, str], Identity], version: ssl.TLSVersion) -> None:
     """
     So does a key for RSA-PSS alone.
     """
-    certificates = load(*authority.issuePSS("pss"))
-    context = authority.client()
+    certificate, key = issued("one", "pss")
+    context = ssl.create_default_context(cafile=certificate.parent / "authority.pem")
     context.minimum_version = context.maximum_version = version
-    assert subject(served(certificates, context)) == named("pss")
+    assert subject(served(load(certificate, key), context)) == named("one-pss")
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()])
@@ -286,24 +309,13 @@ def test_wrongKey(authority: Authority, make: Callable[[], PrivateKey], reason: 
 
 @pytest.mark.parametrize("right", ["rsa", "ec", "pss", "ed25519"])
 @pytest.mark.parametrize("wrong", ["rsa", "ec", "pss", "ed25519"])
-def test_wrongKeyOfAnyKind(authority: Authority, right: str, wrong: str) -> None:
+def test_wrongKeyOfAnyKind(issued: Callable[[str, str], Identity], right: str, wrong: str) -> None:
     """
     Also if it is for RSA-PSS, or of another kind than the certificate is for. Both files are named,
     and the reason is OpenSSL's: it can't tell a key for another kind of signature from a wrong one.
     """
-
-    def issue(name: str, kind: str) -> Identity:
-        if kind == "pss":
-            return authority.issuePSS(name)
-        makes: dict[str, Callable[[], PrivateKey]] = {
-            "rsa": rsaKey,
-            "ec": ecKey,
-            "ed25519": ed25519.Ed25519PrivateKey.generate,
-        }
-        return authority.issue(name, key=makes[kind]())
-
-    certificate, _ = issue("one", right)
-    _, key = issue("other", wrong)
+    certificate, _ = issued("one", right)
+    _, key = issued("other", wrong)
     if right == wrong:
         expected = f"--tls-private-key: '{key}' is not the key of the certificate in "
         expected += f"'{certificate}': key values mismatch"

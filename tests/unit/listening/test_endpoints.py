@@ -16,14 +16,9 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 from kvserver.connections.addresses import fromSockaddr
-from kvserver.listening.bindings import (
-    CannotListen,
-    EndpointBinding,
-    ListeningSocket,
-    TCPBinding,
-    UNIXBinding,
-)
+from kvserver.listening.bindings import EndpointBinding, TCPBinding, UNIXBinding
 from kvserver.listening.endpoints import parseEndpoint
+from kvserver.listening.sockets import CannotListen, ListeningSocket
 from kvserver.listening.specification import parseDescription
 from tests.support.clients import needsIPv6
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from kvserver.listening.bindings import CannotListen
 from kvserver.listening.endpoints import parseEndpoint
 from kvserver.listening.inherited import (
     InheritedBinding,
@@ -19,6 +18,7 @@ from kvserver.listening.inherited import (
     passedNames,
     unusedSockets,
 )
+from kvserver.listening.sockets import CannotListen
 from tests.support.clients import skip
 
 

@@ -29,7 +29,7 @@ from kvserver.connections.record import CloseReason
 from kvserver.connections.registry import Connections
 from kvserver.connections.throttle import REPEAT_INTERVAL
 from kvserver.connections.transport import Transport
-from kvserver.listening.bindings import BACKLOG, TCPBinding
+from kvserver.listening.bindings import TCPBinding
 from kvserver.listening.listener import (
     ACCEPT_BACKOFF,
     ACCEPTS_PER_TURN,
@@ -38,6 +38,7 @@ from kvserver.listening.listener import (
     Listener,
 )
 from kvserver.listening.route import Route
+from kvserver.listening.sockets import BACKLOG
 from kvserver.listening.specification import ListenerSpec
 from tests.support.clients import needsIPv6
 from tests.support.daemon import PATIENCE

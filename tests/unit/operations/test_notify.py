@@ -5,9 +5,7 @@ What the service manager hears: on a fake clock, at a socket of its own.
 import contextlib
 import os
 import re
-import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,52 +19,9 @@ from kvserver.operations.notify import (
     NotifySocket,
     forgetEnvironment,
 )
-from tests.support.clients import ask, connect
-from tests.support.daemon import PATIENCE, Daemon, environment
+from tests.support.manager import Ear
 
 SOCKET = "/run/systemd/notify"
-
-
-class Ear:
-    """
-    The manager's socket.
-
-    @ivar address: Where it is.
-    """
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
-        self.socket.settimeout(PATIENCE)
-
-    def hear(self) -> str:
-        """
-        The next thing that is said.
-        """
-        return self.socket.recv(4096).decode()
-
-    def heard(self) -> list[str]:
-        """
-        All that has been said, and was not heard yet.
-        """
-        said: list[str] = []
-        self.socket.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                said.append(self.hear())
-        self.socket.settimeout(PATIENCE)
-        return said
-
-
-@pytest.fixture(params=["path", "abstract"])
-def ear(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ear]:
-    """
-    A manager that listens.
-    """
-    ear = Ear(f"{tmp_path}/notify" if request.param == "path" else f"@kvserver-{os.getpid()}")
-    with ear.socket:
-        yield ear
 
 
 class NotifierHarness:
@@ -262,27 +217,3 @@ def test_noManager() -> None:
     harness.notifier.ready()
     harness.notifier.stopService()
     assert harness.reactor.getDelayedCalls() == []
-
-
-def test_daemon(ear: Ear, tmp_path: Path) -> None:
-    """
-    The real daemon says all of this.
-    """
-    env = environment(NOTIFY_SOCKET=ear.address, WATCHDOG_USEC="1000000")
-    with Daemon(tmp_path, env=env) as daemon:
-        assert ear.hear() == "READY=1"
-        # The daemon has served a line before the test begins.
-        assert re.fullmatch(r"STATUS=[01] connections, [01] lines served", ear.hear())
-        assert [ear.hear() for _ in range(3)] == ["WATCHDOG=1"] * 3
-        daemon.process.send_signal(signal.SIGHUP)
-        heard = [ear.hear()]
-        while heard[-1] != "READY=1":
-            heard.append(ear.hear())
-        assert heard[-2].startswith("RELOADING=1\nMONOTONIC_USEC=")
-        with connect(daemon.port) as client:
-            assert ask(client, b"1\n2\n3\n") == b"1\n2\n3\n"
-            while not heard[-1].startswith("STATUS="):
-                heard.append(ear.hear())
-            assert heard[-1] == "STATUS=1 connections, 4 lines served"
-        daemon.stop()
-        assert ear.heard()[-1] == "STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000"

@@ -3,8 +3,6 @@ Signals, and the exit status.
 """
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -188,23 +186,3 @@ def test_keepTime() -> None:
     call.cancel()
     useMonotonicClock(busy)
     assert busy.seconds() == 0
-
-
-def test_fail() -> None:
-    """
-    The reactor stops in good order, what twistd does then is done, and the status
-    is 1.
-    """
-    script = (
-        "from twisted.internet import reactor\n"
-        "from kvserver.supervision.process import exitWithFailure\n"
-        "reactor.addSystemEventTrigger('before', 'shutdown', print, 'stopped')\n"
-        "reactor.callWhenRunning(exitWithFailure, reactor)\n"
-        "reactor.run()\n"
-        "print('cleaned up')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert done.stdout == "stopped\ncleaned up\n"

@@ -16,8 +16,9 @@ from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.registry import Connections
 from kvserver.workers import pool as pools
 from kvserver.workers.channel import MAX_DESCRIPTORS
-from kvserver.workers.pool import HANG_TIMEOUT, Pool, Worker, WorkerHandover, WorkersNotReady
+from kvserver.workers.pool import HANG_TIMEOUT, Pool, WorkersNotReady
 from kvserver.workers.remote import RemoteConnection
+from kvserver.workers.worker import Worker, WorkerHandover
 from tests.support.memory import CLIENT_ADDRESS
 
 
