@@ -165,7 +165,7 @@ def test_logrotate(tmp_path: Path) -> None:
         configuration.chmod(0o644)
         for rotation in range(1, 4):
             visit(daemon)
-            waitFor((logs / "access.log").exists, "a record")
+            waitFor(lambda: ids(logs / "access.log"), "a record")
             done = subprocess.run(
                 [logrotate, "--force", "--verbose", f"--state={tmp_path}/state", configuration],
                 stdout=subprocess.PIPE,

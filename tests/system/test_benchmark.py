@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from tests.benchmark.servers import missing
 from tests.support.clients import program, skip
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_quick(tmp_path: Path) -> None:
     """
     It measures the daemon and its peers, and writes tables and a chart.

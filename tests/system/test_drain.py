@@ -62,7 +62,9 @@ def feed(process: "subprocess.Popen[bytes]") -> None:
         process.stdin.write(LINES)
 
 
-@pytest.mark.parametrize("run", range(20))
+@pytest.mark.parametrize(
+    "run", [*range(5), *(pytest.param(run, marks=pytest.mark.slow) for run in range(5, 20))]
+)
 def test_stopInTheMiddle(tmp_path: Path, run: int) -> None:
     """
     TERM in the middle of C{seq 1 200000 | nc -N} by 20 clients: no line is lost, 20 times of 20.

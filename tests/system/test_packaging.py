@@ -71,6 +71,7 @@ def wheel(checkout: Path, *subject: str) -> set[str]:
     return {name.rpartition(".data/data/")[2] for name in names if ".dist-info/" not in name}
 
 
+@pytest.mark.slow
 def test_staleBuild(checkout: Path) -> None:
     """
     Modules that an earlier build has left behind are not shipped, and this one leaves none.
@@ -85,6 +86,7 @@ def test_staleBuild(checkout: Path) -> None:
     assert not (checkout / "build").exists()
 
 
+@pytest.mark.slow
 def test_readOnly(checkout: Path) -> None:
     """
     A checkout that can't be written can be built from, and so installed from.

@@ -46,6 +46,7 @@ def test_otherRunners(command: tuple[str, ...], tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugins", [(), ("-p", "no:twisted")], ids=["twisted", "plain"])
 def test_interruptIgnored(plugins: tuple[str, ...], tmp_path: Path) -> None:
     """

@@ -428,7 +428,7 @@ class TestCannotStart:
         target, link = folder / "secret", folder / "echo.sock"
         target.touch(0o600)
         link.symlink_to(target)
-        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", f"--listen=unix:{link}")
+        printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", f"--listen=unix:{link}", status=1)
         assert printed.count(f"Cannot listen on {link}: There is a symbolic link") == 1
         assert link.is_symlink()
         assert target.stat().st_mode & 0o777 == 0o600

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.clients import LINES, ask, connect, program, receive, silent
 from tests.support.daemon import FOREGROUND, Daemon, environment, quietPort, waitFor
-from tests.support.wires import WIRES, Authority, opened
+from tests.support.wires import Authority, opened
 from tests.system.test_operation import records, samples, watched
 
 COUNT = 4
@@ -102,7 +102,7 @@ def test_shared(daemon: Observed, pause: bool) -> None:
         assert set(shares) <= {49, 50, 51}
 
 
-@pytest.mark.parametrize("name", WIRES)
+@pytest.mark.parametrize("name", ["tcp4", "unix", "mutual tls", "proxy tls"])
 def test_eachWire(name: str, authority: Authority, tmp_path: Path) -> None:
     """
     Each wire works with workers; many lines and a tail come back after FIN.
