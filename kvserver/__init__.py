@@ -8,6 +8,7 @@ The map, from the command line down. Imports run downwards only::
     configuration  the checked, frozen values that the tree is built from
     operations/    the access log, metrics, health, and the notifications to the service manager
     listening/     the grammar of --listen, the sockets listened on, the listener, PROXY headers
+    workers/       the pool of worker processes, and what runs in one
     connections/   the registry, records, limits, time-outs, drain; the transport, TLS, the poller
     supervision/   the supervisor, restart intensity, signals, how the process ends, the clock
     served         finds what is served: the echo, or a protocol given by name
@@ -18,10 +19,12 @@ The map, from the command line down. Imports run downwards only::
 The service tree::
 
     Supervisor              one_for_one; more than 3 restarts in 5 s end the process with status 1
-    |-- Signals             HUP, and a second TERM or INT
+    |-- Signals             HUP, USR2, and a second TERM or INT
     |-- visitors            with --metrics: the connections of the operations site
     |-- Listener metrics    with --metrics; early, so that the site still answers during the drain
     |-- access log          with --access-log
+    |-- Pool                with --workers: the workers together, and what waits for one
+    |-- Worker 1 .. N       with --workers; permanent: its process is restarted when it ends
     |-- Connections         every live connection; temporary: one that fails is never restarted
     |-- Listener tcp:4040   permanent: it is restarted when its socket dies
     |-- Listener ...        one for each --listen

@@ -52,32 +52,32 @@ class Options(UsageOptions):
             "tls-certificate",
             None,
             None,
-            "PEM file for tls: the certificate, and those that lead from it to the root.",
+            "PEM file for tls: the certificate, followed by its chain.",
         ],
         [
             "tls-private-key",
             None,
             None,
-            "PEM file for tls: the key of the certificate.",
+            "PEM file for tls: the private key of the certificate, without a passphrase.",
         ],
         [
             "tls-client-ca",
             None,
             None,
-            "PEM file for tls: require a client certificate that is signed by one of these.",
+            "PEM file for tls: the authorities that must have signed the client's certificate.",
         ],
         [
             "max-connections",
             None,
             "0",
-            "At so many connections no more are accepted: the next client waits until one leaves. "
+            "Stop accepting at N connections; further clients wait in the backlog until one ends. "
             "0: as many as the limit of file descriptors allows.",
         ],
         [
             "max-connections-per-source",
             None,
             "0",
-            "One address (IPv6: one /64) with so many connections is refused more. 0: no limit.",
+            "Close a new connection from an address (IPv6: a /64) that already has N. 0: no limit.",
         ],
         [
             "idle-timeout",
@@ -90,19 +90,19 @@ class Options(UsageOptions):
             "write-timeout",
             None,
             "60",
-            "Seconds that a client may leave its echo unread.",
+            "Reset a client that leaves its echo unread for so many seconds.",
         ],
         [
             "drain-timeout",
             None,
             "15",
-            "Seconds that a stop waits for connections to come to rest.",
+            "Grace period of a stop, in seconds: then connections that are still busy are reset.",
         ],
         [
             "access-log",
             None,
             None,
-            "File for one JSON record a connection; -: the log. [default: none]",
+            "Write one JSON record per connection to this file; -: to the log. [default: none]",
         ],
         [
             "workers",
@@ -128,7 +128,7 @@ class Options(UsageOptions):
             "metrics",
             None,
             None,
-            "Serve /metrics, /healthz and /readyz there: a Twisted endpoint. [default: none]",
+            "Serve /metrics, /healthz and /readyz on this Twisted endpoint. [default: none]",
         ],
     ]
     longdesc = (

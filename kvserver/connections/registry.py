@@ -282,7 +282,9 @@ class Connections(Service):
             self._drain.abort()
 
     def _abortAll(self) -> None:
-        _log.warn("{count} connections did not come to rest: aborted", count=len(self))
+        count = len(self)
+        what = "1 connection that was" if count == 1 else "{count} connections that were"
+        _log.warn(f"Reset {what} still busy at the end of the drain", count=count)
         if self.workers is not None:
             self.workers.abort()
         for connection in self:

@@ -302,7 +302,7 @@ class Listener(Service):
         """
         if not self._refusals:
             _log.warn(
-                "Can't accept: {reason}. Trying again every {seconds} s",
+                "accept(2) fails: {reason}. Trying again every {seconds} s",
                 reason=trouble.strerror,
                 seconds=ACCEPT_BACKOFF,
             )

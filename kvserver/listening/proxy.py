@@ -93,7 +93,7 @@ def parseHeader(data: bytes) -> ProxyHeader | None:
         return _parseV2(data)
     if _V1.startswith(data[:6]):
         return _parseV1(data)
-    raise BadHeader("it begins like neither version")
+    raise BadHeader("no PROXY header. Does the balancer send one (send-proxy)?")
 
 
 def _parseV1(data: bytes) -> ProxyHeader | None:

@@ -53,7 +53,7 @@ class Collector:
         connections, counters = self._connections, self._connections.counters
         yield GaugeMetricFamily("kvserver_connections", "Connections now.", len(connections))
         yield GaugeMetricFamily(
-            "kvserver_draining", "1 while the daemon stops.", int(connections.isDraining)
+            "kvserver_draining", "1 while the daemon drains.", int(connections.isDraining)
         )
         yield CounterMetricFamily(
             "kvserver_connections_accepted", "Connections accepted.", counters.accepted
@@ -66,7 +66,7 @@ class Collector:
         yield ended
         yield CounterMetricFamily(
             "kvserver_connections_refused",
-            "Connections refused since there were too many from their source.",
+            "Connections closed at once: their source was at its limit.",
             counters.ended[CloseReason.REFUSED],
         )
         work, received, sent = connections.counts()
@@ -83,7 +83,7 @@ class Collector:
         yield restarts
         yield CounterMetricFamily(
             "kvserver_accept_pauses",
-            "Times that nothing was accepted for a while, since accept(2) could not.",
+            "Pauses of a listener because accept(2) failed.",
             counters.acceptPauses,
         )
         expiry = self._expiry()
@@ -104,13 +104,13 @@ class Collector:
             buckets.append((bound, count))
         yield HistogramMetricFamily(
             "kvserver_connection_duration_seconds",
-            "How long connections lasted that have ended.",
+            "Durations of connections that have ended.",
             buckets=buckets,
             sum_value=counters.duration,
         )
         yield InfoMetricFamily(
             "kvserver_build",
-            "What the daemon is made of.",
+            "Versions of kvserver, Twisted and Python.",
             {
                 "version": __version__,
                 "twisted": twisted.__version__,

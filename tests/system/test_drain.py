@@ -183,7 +183,7 @@ def test_deadline(tmp_path: Path) -> None:
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
         assert 2 <= time.monotonic() - begin < 3
-        assert daemon.logs("1 connections did not come to rest: aborted") == 1
+        assert daemon.logs("Reset 1 connection that was still busy at the end of the drain") == 1
 
 
 def test_secondSignal(tmp_path: Path) -> None:

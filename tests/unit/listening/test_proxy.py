@@ -473,7 +473,7 @@ def test_eachReason() -> None:
     one, two = (
         f"PROXY header from 127.0.0.1 refused: {reason}"
         for reason in (
-            "it begins like neither version",
+            "no PROXY header. Does the balancer send one (send-proxy)?",
             f"version 2 announces more than {MAX_LENGTH_V2} bytes",
         )
     )
