@@ -52,7 +52,7 @@ def shell(script: str, status: int = 0) -> str:
     return done.stdout
 
 
-def formatAddress(name: str) -> str:
+def propertyOf(name: str) -> str:
     """
     A property of the service.
     """
@@ -137,7 +137,7 @@ def test_installed(cursor: str) -> None:
     answered()
     with connect(PORT, "::1") as client:
         assert ask(client, b"hello\n") == b"hello\n"
-    assert "network.target" in formatAddress("After")
+    assert "network.target" in propertyOf("After")
     assert shell("systemctl is-enabled kvserver.service kvserver.socket") == "enabled\nenabled\n"
     shell("systemctl restart kvserver.service")
     logged = journal(cursor)
@@ -244,23 +244,62 @@ def test_kills() -> None:
     killed = set()
     for number in range(400):
         if number % 50 == 25:
-            killed.add(formatAddress("MainPID"))
+            killed.add(propertyOf("MainPID"))
             shell("systemctl kill --signal=KILL kvserver.service")
         answered()
     assert len(killed) == 8
-    assert formatAddress("NRestarts") == "8"
+    assert propertyOf("NRestarts") == "8"
+
+
+def workers() -> list[str]:
+    """
+    The processes of the workers.
+    """
+    pid = propertyOf("MainPID")
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return children.read_text().split() if children.exists() else []
+
+
+def test_workers(cursor: str) -> None:
+    """
+    Workers serve under the unit as it is shipped; a worker that is killed is started again, and so
+    is all when the master is killed, or everything at once. Nobody who connects meanwhile is lost.
+    """
+    settings("--workers=4")
+    shell("systemctl restart kvserver.service")
+    answered()
+    assert len(workers()) == 4
+    first = workers()[0]
+    shell(f"kill -KILL {first}")
+    for _ in range(20):
+        answered()
+    waitFor(lambda: len(workers()) == 4 and first not in workers(), "a new worker")
+    for whom in "main", "all":
+        before = propertyOf("MainPID")
+        shell(f"systemctl kill --kill-whom={whom} --signal=KILL kvserver.service")
+        for _ in range(20):
+            answered()
+        assert propertyOf("MainPID") != before
+        waitFor(lambda: len(workers()) == 4, "all workers")
+    replaced = set(workers())
+    shell("systemctl kill --kill-whom=main -s USR2 kvserver.service")
+    waitFor(lambda: len(workers()) == 4 and not replaced & set(workers()), "new workers")
+    answered()
+    shell("systemctl restart kvserver.service")
+    answered()
+    assert "Traceback" not in journal(cursor)
 
 
 def test_watchdog(cursor: str) -> None:
     """
     A daemon that hangs is killed and started again; a client who came meanwhile is answered.
     """
-    before = formatAddress("MainPID")
+    before = propertyOf("MainPID")
     shell(f"kill -STOP {before}")
     with connect(PORT) as client:
         client.settimeout(60)
         assert ask(client, b"hello\n") == b"hello\n"
-    assert formatAddress("MainPID") != before
+    assert propertyOf("MainPID") != before
     logged = journal(cursor)
     assert "Watchdog timeout" in logged
     # Where it hung.
@@ -281,21 +320,21 @@ def test_brokenSocket(how: str, cursor: str) -> None:
     )
     shell("systemctl restart kvserver.service")
     answered()
-    pid = formatAddress("MainPID")
+    pid = propertyOf("MainPID")
     with socket.socket(socket.AF_UNIX) as command:
         command.connect(saboteur)
         command.sendall(how.encode())
         assert command.recv(1) == b""
     waitFor(lambda: "died, and is restarted" in journal(cursor), "the restart of the listener")
     answered()
-    assert formatAddress("MainPID") == pid
+    assert propertyOf("MainPID") == pid
 
 
 def test_reload(cursor: str) -> None:
     """
     A reload keeps every connection.
     """
-    pid = formatAddress("MainPID")
+    pid = propertyOf("MainPID")
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(PORT)) for _ in range(20)]
         for _ in range(3):
@@ -303,8 +342,8 @@ def test_reload(cursor: str) -> None:
             for client in clients:
                 assert ask(client, b"hello\n") == b"hello\n"
     waitFor(lambda: journal(cursor).count("Received SIGHUP") == 3, "three reloads")
-    waitFor(lambda: formatAddress("ActiveState") == "active", "the reload is over")
-    assert formatAddress("MainPID") == pid
+    waitFor(lambda: propertyOf("ActiveState") == "active", "the reload is over")
+    assert propertyOf("MainPID") == pid
 
 
 @pytest.mark.parametrize("run", range(5))
@@ -317,10 +356,10 @@ def test_stopInTheMiddle(run: int) -> None:
         sender = Sender(client, [LINES[:half]], end=lambda: None)
         sender.join()
         shell("systemctl stop --no-block kvserver.service")
-        waitFor(lambda: formatAddress("ActiveState") == "deactivating", "the stop has begun")
+        waitFor(lambda: propertyOf("ActiveState") == "deactivating", "the stop has begun")
         assert exchange(client, [LINES[half:]]) == LINES
-    waitFor(lambda: formatAddress("ActiveState") == "inactive", "the service has stopped")
-    assert formatAddress("Result") == "success"
+    waitFor(lambda: propertyOf("ActiveState") == "inactive", "the service has stopped")
+    assert propertyOf("Result") == "success"
 
 
 def test_longDrain() -> None:
@@ -337,7 +376,7 @@ def test_longDrain() -> None:
         begin = time.monotonic()
         shell("systemctl stop kvserver.service")
         assert time.monotonic() - begin >= 6
-    assert formatAddress("Result") == "success"
+    assert propertyOf("Result") == "success"
 
 
 def test_portInUse(cursor: str) -> None:
@@ -350,7 +389,7 @@ def test_portInUse(cursor: str) -> None:
         shell("systemctl start kvserver.service", 1)
         assert "Address already in use" in journal(cursor)
         assert "systemd passed no sockets" in journal(cursor)
-    waitFor(lambda: formatAddress("ActiveState") == "active", "the service runs")
+    waitFor(lambda: propertyOf("ActiveState") == "active", "the service runs")
     answered()
     shell(block("systemctl disable --now kvserver.socket"))
     shell("systemctl stop kvserver.service")
@@ -366,9 +405,9 @@ def test_wrongOption(cursor: str) -> None:
     """
     settings("--idle-timeout=x")
     shell("systemctl restart kvserver.service", 1)
-    assert formatAddress("ActiveState") == "failed"
-    assert formatAddress("ExecMainStatus") == "64"
-    assert formatAddress("NRestarts") == "0"
+    assert propertyOf("ActiveState") == "failed"
+    assert propertyOf("ExecMainStatus") == "64"
+    assert propertyOf("NRestarts") == "0"
     assert journal(cursor).count("kvserver: --idle-timeout: 'x' is not a number of seconds") == 1
     with connect(PORT) as client, contextlib.suppress(ConnectionResetError):
         client.settimeout(START_LIMIT)
@@ -391,15 +430,15 @@ def test_startLimit(cursor: str) -> None:
     begin = time.monotonic()
     with socket.create_server(("127.0.0.1", PORT)):
         shell("systemctl start kvserver.service", 1)
-        assert formatAddress("ActiveState") == "activating"
-        assert formatAddress("ExecMainStatus") == "1"
+        assert propertyOf("ActiveState") == "activating"
+        assert propertyOf("ExecMainStatus") == "1"
         waitFor(
             lambda: "Start request repeated too quickly" in journal(cursor),
             "the limit",
             START_LIMIT,
         )
         print(f"the limit took {time.monotonic() - begin} s")
-    assert formatAddress("ActiveState") == "failed"
+    assert propertyOf("ActiveState") == "failed"
     # systemd counts the starts before it as well.
     assert 15 < journal(cursor).count("Cannot listen on port 4040: Address already in use") <= 20
     shell("systemctl reset-failed 'kvserver.*' && systemctl start kvserver.service")
@@ -421,13 +460,13 @@ def test_shutIn() -> None:
     """
     The daemon has no privilege, no network, and a user of its own that does not outlive it.
     """
-    status = Path(f"/proc/{formatAddress('MainPID')}/status").read_text()
+    status = Path(f"/proc/{propertyOf('MainPID')}/status").read_text()
     assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
     (uid,) = re.findall(r"^Uid:\s+(\d+)", status, re.MULTILINE)
     assert int(uid) >= 61184
     (interface,) = re.findall(
         r"^ *(\w+):",
-        shell(f"nsenter --net --target={formatAddress('MainPID')} cat /proc/net/dev"),
+        shell(f"nsenter --net --target={propertyOf('MainPID')} cat /proc/net/dev"),
         re.MULTILINE,
     )
     assert interface == "lo"
@@ -483,7 +522,7 @@ def test_settingsForTLS(tmp_path: Path, cursor: str) -> None:
     answered()
     with TLSClient(connect(4443), authority.client()) as client:
         assert ask(client, b"hello\n") == b"hello\n"
-    assert formatAddress("MemoryDenyWriteExecute") == "yes"
+    assert propertyOf("MemoryDenyWriteExecute") == "yes"
     # A reload finds them as well.
     shell("systemctl reload kvserver.service")
     waitFor(lambda: "certificates have been loaded again" in journal(cursor), "the reload")
@@ -526,6 +565,7 @@ def test_settingsForOperation() -> None:
         *("cpu_seconds_total", "resident_memory_bytes", "virtual_memory_bytes"),
         *("open_fds", "max_fds", "start_time_seconds"),
     )
+    table = [name for name in table if not name.startswith("kvserver_worker")]
     for name in *table, *(f"process_{name}" for name in process):
         assert f"# TYPE {name}" in body
     started = float(re.findall(r"^process_start_time_seconds (\S+)$", body, re.MULTILINE)[0])
