@@ -35,6 +35,12 @@ MAX_SECONDS = 10**9
 The upper bound of every time-out, in seconds: 31 years, more than any time-out needs.
 """
 
+DESCRIPTORS_PER_WORKER = 8
+"""
+How many file descriptors the master needs for a worker: its channel and its standard streams, twice
+while it is replaced.
+"""
+
 MAX_WORKERS = 1024
 """
 More workers than any machine needs.
@@ -213,7 +219,13 @@ def _workers(value: str | None) -> int | None:
         return None
     if value == "auto":
         return available()
-    return _number("--workers", value, "auto, or a number of processes", 1, MAX_WORKERS)
+    count = _number("--workers", value, "auto, or a number of processes", 1, MAX_WORKERS)
+    if maxConnectionsAllowed() < count * DESCRIPTORS_PER_WORKER:
+        raise UsageError(
+            f"--workers: {value!r} processes need {count * DESCRIPTORS_PER_WORKER} file "
+            "descriptors, more than the hard limit allows"
+        )
+    return count
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:

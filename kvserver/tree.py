@@ -29,10 +29,16 @@ from kvserver.supervision.supervisor import (
     RestartIntensity,
     Supervisor,
 )
+from kvserver.workers.cpus import available
 from kvserver.workers.pool import Pool
 from kvserver.workers.worker import Worker, WorkerHandover
 
 _log = Logger(namespace="kvserver.tree")
+
+WORKERS_PER_CPU = 4
+"""
+With more workers than this for each CPU, a warning is logged.
+"""
 
 
 def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) -> Supervisor:
@@ -175,6 +181,9 @@ def _workers(pool: Pool, count: int, reactor: Any) -> list[ChildSpec]:
         exitWithFailure(reactor)
 
     _log.info("Serving from {count} worker processes", count=count)
+    cpus = available()
+    if count > WORKERS_PER_CPU * cpus:
+        _log.warn("--workers: {count} are many for {cpus} CPUs", count=count, cpus=cpus)
     pool.ready.addErrback(cannotStart)
     return [worker(number) for number in range(1, count + 1)]
 

@@ -374,6 +374,26 @@ def test_protocolThatOnlyTheMasterFinds(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout
 
 
+def test_manyWorkers(tmp_path: Path) -> None:
+    """
+    More workers than make sense are a warning; more than there are file descriptors for, one line.
+    """
+    count = 4 * len(os.sched_getaffinity(0)) + 1
+    with Daemon(tmp_path, "--port=0", f"--workers={count}") as daemon:
+        assert len(daemon.workers()) == count
+        assert daemon.logs(f"--workers: {count} are many for ") == 1
+    done = subprocess.run(
+        [program("prlimit"), "--nofile=100:100", *FOREGROUND, "kvserver", "--workers=20"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == os.EX_USAGE
+    assert "--workers: '20' processes need 160 file descriptors, more than" in done.stderr
+
+
 def test_auto(tmp_path: Path) -> None:
     """
     As many workers as CPUs may be used.
