@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -176,9 +177,11 @@ def _workers(pool: Pool, count: int, reactor: Any) -> list[ChildSpec]:
     def worker(number: int) -> ChildSpec:
         return ChildSpec(f"worker {number}", lambda died: Worker(reactor, pool, number, died))
 
-    def cannotStart(failure: Failure) -> None:
+    def cannotStart(failure: Failure) -> Deferred[None]:
         _log.critical("{reason}", reason=failure.getErrorMessage())
         exitWithFailure(reactor)
+        # Whoever waits for the workers must not take this for their being ready.
+        return Deferred()
 
     _log.info("Serving from {count} worker processes", count=count)
     cpus = available()
