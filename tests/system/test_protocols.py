@@ -716,10 +716,14 @@ def test_fewSegments(served: tuple[Case, Served]) -> None:
             # With TLS the session tickets have arrived when this has.
             client.sendall(b"hello\n")
             assert receive(client, 6) == b"HELLO\n"
-            before = segments(client)
-            client.sendall(b"is it me you are looking for\n" * 10)
-            assert receive(client, 290) == b"IS IT ME YOU ARE LOOKING FOR\n" * 10
-            assert segments(client) - before <= 2
+            counts = []
+            for _ in range(5):
+                before = segments(client)
+                client.sendall(b"is it me you are looking for\n" * 10)
+                assert receive(client, 290) == b"IS IT ME YOU ARE LOOKING FOR\n" * 10
+                counts.append(segments(client) - before)
+            # A busy machine may cut what it sends, but never join it.
+            assert min(counts) <= 2
 
 
 @pytest.mark.parametrize("name", ["Pouring", "PouringWhenAsked", "PouringUntilPaused"])
