@@ -1,0 +1,568 @@
+"""
+One checked connection: what it sends, what comes back, how it ends.
+"""
+
+import errno
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from kvserver.check import run as runs
+from kvserver.check.compare import Comparison
+from kvserver.check.run import End, IChecked, Run
+from kvserver.check.stream import PIECE, ISource
+from kvserver.check.target import formatAddress, proxyHeader
+from kvserver.check.transport import IOwner, TLSTransport, Transport
+
+_RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
+
+TURN = 1 << 20
+"""
+How much one connection sends at a time, in bytes.
+"""
+
+QUIET = 1.0
+"""
+When something wrong has come, and then nothing for so long, in seconds, nothing more is expected.
+"""
+
+
+@implementer(IOwner, IChecked)
+class CheckedConnection:
+    """
+    A connection to the target.
+
+    @ivar number: Its number in the run, from 0.
+
+    @ivar local: Our end of it, as the other end's log has it; None: it is not established.
+
+    @ivar ending: How it ended, one of the names in L{kvserver.check.run}; None: it has not.
+
+    @ivar comparison: What came back, against what was sent.
+
+    @ivar source: Its lines.
+
+    @ivar connectTimeout: How long it may take to be accepted, in seconds.
+
+    @ivar beginnings: The first bytes that came.
+
+    @ivar lastReceived: When something came, by the monotonic clock, in seconds.
+
+    @ivar onPassed: Called with how many lines are behind us.
+
+    @ivar onOpen: Called when lines can be sent.
+
+    @ivar onEnd: Called when it has ended.
+
+    @ivar announced: Whom the PROXY header has named, if there is one.
+
+    @ivar failure: Why it could not be established.
+    """
+
+    def __init__(
+        self, run: Run, source: ISource | None = None, sizes: tuple[int, int] | None = None
+    ) -> None:
+        """
+        @param source: Its lines, if they are not those of the run.
+
+        @param sizes: How long its lines are, if it is not as in the settings.
+        """
+        self.run = run
+        self.number = run.begins(self)
+        self.connectTimeout = run.settings.timeout
+        if sizes is not None:
+            run.sizes[self.number] = sizes
+        self.local: str | None = None
+        self.ending: str | None = None
+        self.failure: str | None = None
+        self.announced: str | None = None
+        self.isOpen = False
+        self.beginnings = b""
+        self.onPassed: Callable[[int], None] = lambda count: None
+        self.onOpen: Callable[[], None] = lambda: None
+        self.onEnd: Callable[[], None] = lambda: None
+        self.source: ISource = source or run.foreign(self.number)
+        foreign = run.foreign if source is None else None
+        self.comparison = Comparison(self.source, run.faults, self.number, foreign, self._passed)
+        self.transport: Transport
+        self._goal = 0
+        self._line = self._pieceNumber = self._generated = 0
+        self._partial: bytes | None = None
+        self._ready: deque[float] = deque()
+        self._unsent: deque[tuple[int, float]] = deque()
+        self._flight: deque[tuple[float, float]] = deque()
+        self._buffer = memoryview(b"")
+        self._endsOutput = self._outputEnded = self._peerEnded = False
+        self._isPaused = False
+        self._begunAt = self._stageBegan = self._progress = self.lastReceived = run.clock()
+        self._addresses = list(run.addresses)
+        self._waiting: list[tuple[Callable[[], bool], Deferred[bool]]] = []
+        self._now = 0.0
+
+    linesSent = property(lambda self: self.comparison.sentLines)
+    linesReturned = property(lambda self: self.comparison.returnedLines)
+    bytesSent = property(lambda self: self.comparison.sent)
+    bytesReturned = property(lambda self: self.comparison.returnedBytes)
+
+    # Connecting
+
+    def begin(self) -> None:
+        """
+        Connect.
+        """
+        settings = self.run.settings
+        family, address = self._addresses.pop(0)
+        if settings.context is not None:
+            self.transport = TLSTransport(
+                self.run.reactor, self, settings.context, settings.serverName
+            )
+        else:
+            self.transport = Transport(self.run.reactor, self)
+        try:
+            self.transport.connect(family, address)
+        except OSError as error:
+            self.run.reactor.callLater(0, self.failed, error)
+
+    def connected(self) -> None:
+        """
+        See L{IOwner}.
+        """
+        raw = self.transport.socket
+        assert raw is not None
+        try:
+            name, peer = raw.getsockname(), raw.getpeername()
+        except OSError as error:
+            self.transport.close()
+            self.failed(error)
+            return
+        self.local = self.comparison.local = formatAddress(name)
+        self._stageBegan = now = self.run.clock()
+        if self.run.latency is not None:
+            self.run.latency.connect.record(now - self._begunAt)
+        if "proxy" in self.run.settings.target.layers:
+            source = self._proxySource(name)
+            self.announced = formatAddress(source)
+            header = proxyHeader(
+                self.run.settings.proxyVersion, source, peer if isinstance(peer, tuple) else None
+            )
+            self.transport.send(header)
+        if isinstance(self.transport, TLSTransport):
+            self.transport.secure()
+        else:
+            self._opened()
+
+    def _proxySource(self, name: Any) -> tuple[str, int] | None:
+        """
+        The client that a PROXY header names.
+
+        @param name: Our end, as the socket module has it.
+        """
+        source = self.run.settings.proxySource
+        port: int = name[1] if isinstance(name, tuple) else 0
+        if source is not None:
+            return source[0], source[1] or port
+        return (name[0], port) if isinstance(name, tuple) else None
+
+    def secured(self) -> None:
+        """
+        See L{IOwner}.
+        """
+        if self.run.latency is not None:
+            self.run.latency.handshake.record(self.run.clock() - self._stageBegan)
+        self._opened()
+
+    def _opened(self) -> None:
+        if self.ending is None:
+            self.isOpen = True
+            self.run.opened += 1
+            self._progress = self.lastReceived = self.run.clock()
+            self.onOpen()
+            self.pump()
+            self._check()
+
+    def canSend(self) -> bool:
+        """
+        Is it established?
+        """
+        return self.isOpen
+
+    # Sending
+
+    def send(self, size: int) -> None:
+        """
+        Send so many bytes more of the stream.
+        """
+        self._goal += size
+        self.pump()
+
+    def sendLines(self, count: int) -> None:
+        """
+        Send so many lines more.
+        """
+        line = self._lineAtGoal
+        self._lineAtGoal += count
+        self.send(sum(map(self.source.size, range(line, line + count))))
+
+    _lineAtGoal = 0
+
+    def give(self, count: int, due: float) -> None:
+        """
+        So many lines more are due at that time. L{pump} sends them.
+        """
+        self._ready.extend([due] * count)
+        size = self.source.size
+        for line in range(self._lineAtGoal, self._lineAtGoal + count):
+            self._goal += size(line)
+        self._lineAtGoal += count
+
+    def takeBack(self) -> list[float]:
+        """
+        Of the lines that were given, those that have not been sent: when they were due.
+        """
+        return [due for _, due in self._unsent] + list(self._ready)
+
+    @property
+    def inFlight(self) -> int:
+        """
+        How many of the lines that were given are not behind us.
+        """
+        return self._lineAtGoal - self.comparison.line
+
+    def pump(self) -> None:
+        """
+        Send what is to be sent.
+        """
+        if not self.isOpen or self.ending is not None:
+            return
+        comparison = self.comparison
+        limit = comparison.sent + TURN
+        while True:
+            if comparison.sent > limit:
+                # The others have their turn.
+                self.transport.askForTurn()
+                return
+            if not self._buffer:
+                self._generate()
+                if not self._buffer:
+                    break
+            now = self.run.clock()
+            wasOwed = self.owes
+            sent = self.transport.send(self._buffer)
+            if not sent:
+                return
+            self._buffer = self._buffer[sent:]
+            total = comparison.sent + sent
+            lines = 0
+            while self._unsent and self._unsent[0][0] <= total:
+                self._flight.append((self._unsent.popleft()[1], now))
+                lines += 1
+            comparison.wrote(sent, lines)
+            if not wasOwed:
+                self._progress = now
+            if self._buffer:
+                return
+        if self._endsOutput and not self._outputEnded:
+            self._outputEnded = True
+            self._progress = self.run.clock()
+            self.transport.sendEnd()
+
+    def _generate(self) -> None:
+        """
+        Generate about a L{PIECE} of what is to be sent.
+        """
+        room = self._goal - self._generated
+        if room <= 0:
+            return
+        source, ready, unsent = self.source, self._ready, self._unsent
+        parts = []
+        size = 0
+        while size < PIECE and size < room:
+            piece = self._partial
+            if piece is None:
+                piece = source.piece(self._line, self._pieceNumber)
+            self._partial = None
+            if len(piece) > room - size:
+                self._partial = piece[room - size :]
+                piece = piece[: room - size]
+                size += len(piece)
+                parts.append(piece)
+                break
+            parts.append(piece)
+            size += len(piece)
+            if (self._pieceNumber + 1) * PIECE < source.size(self._line):
+                self._pieceNumber += 1
+            else:
+                self._line += 1
+                self._pieceNumber = 0
+                due = ready.popleft() if ready else 0.0
+                unsent.append((self._generated + size, due))
+        self._generated += size
+        self._buffer = memoryview(b"".join(parts) if len(parts) > 1 else parts[0])
+
+    def sendNoMore(self) -> None:
+        """
+        End with the line that has been begun.
+        """
+        begun = self.source.size(self._line) - self._pieceNumber * PIECE
+        if self._partial is not None:
+            begun = len(self._partial) + max(0, begun - PIECE)
+        elif not self._pieceNumber:
+            begun = 0
+        self._goal = self._generated + begun
+        self._lineAtGoal = self._line + (begun > 0)
+        self.pump()
+
+    def sendUrgent(self) -> None:
+        """
+        Send the next byte of the stream as urgent. All before it has been sent.
+        """
+        piece = self._partial or self.source.piece(self._line, self._pieceNumber)
+        self.transport.sendUrgent(piece[:1])
+        self._partial = piece[1:]
+        self._goal += 1
+        self._generated += 1
+        self.comparison.wrote(1, 0)
+
+    def sendEnd(self) -> None:
+        """
+        When all is sent, say so: FIN, or close_notify.
+        """
+        self._endsOutput = True
+        self.pump()
+
+    def pauseReading(self) -> None:
+        """
+        Read nothing for now.
+        """
+        self._isPaused = True
+        self.transport.pauseReading()
+
+    def resumeReading(self) -> None:
+        """
+        Read again.
+        """
+        self._isPaused = False
+        self._progress = self.lastReceived = self.run.clock()
+        self.transport.resumeReading()
+
+    # Receiving
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        See L{IOwner}.
+        """
+        if self.ending is not None:
+            return
+        self._now = now = self.run.clock()
+        self._progress = self.lastReceived = now
+        if len(self.beginnings) < 256:
+            self.beginnings += data[:256]
+        if self.run.pauses is not None:
+            self.run.pauses.look(now)
+        comparison = self.comparison
+        before = comparison.line
+        comparison.received(data, now)
+        self.run.echoed(now)
+        if comparison.line != before:
+            self.onPassed(comparison.line - before)
+        if self._waiting:
+            self._check()
+
+    def _passed(self, count: int, inPlace: bool) -> None:
+        flight = self._flight
+        latency, pauses = self.run.latency, self.run.pauses
+        if latency is None or pauses is None or not inPlace:
+            for _ in range(min(count, len(flight))):
+                flight.popleft()
+            return
+        now = self._now
+        intended, actual = latency.intended.record, latency.actual.record
+        for _ in range(count):
+            due, written = flight.popleft()
+            if due < pauses.lastEnd:
+                pauses.lines += 1
+            else:
+                intended(now - due)
+                actual(now - written)
+
+    def writable(self) -> None:
+        """
+        See L{IOwner}.
+        """
+        self.pump()
+        if self._waiting:
+            self._check()
+
+    # Ending
+
+    @property
+    def owes(self) -> bool:
+        """
+        Is a whole line owed, or the other side's close?
+        """
+        return self.comparison.line < self.comparison.sentLines or self._outputEnded
+
+    def look(self, now: float) -> None:
+        """
+        See L{IChecked}.
+        """
+        timeout = self.run.settings.timeout
+        if not self.isOpen:
+            if self.local is None:
+                if now - self._stageBegan > self.connectTimeout:
+                    self._failedToConnect(f"no answer in {self.connectTimeout:g} s", runs.REFUSED)
+            elif now - self._stageBegan > timeout:
+                self.failure = f"the TLS handshake was not done in {timeout:g} s"
+                self.end(runs.TIMEOUT)
+            return
+        isSending = bool(self._buffer) and not self._isPaused
+        if not self._isPaused and (self.owes or isSending) and now - self._progress > timeout:
+            self.end(runs.TIMEOUT)
+        elif self._waiting:
+            self._check()
+
+    def ended(self) -> None:
+        """
+        See L{IOwner}.
+        """
+        self._now = self.run.clock()
+        if not self.isOpen:
+            self.failure = "the other side closed during the TLS handshake"
+            self.end(runs.DROPPED)
+        elif self._outputEnded:
+            self._peerEnded = True
+            self.end(runs.CLOSED)
+        else:
+            self.end(runs.CUT if self.comparison.isMidLine else runs.DROPPED)
+
+    def failed(self, error: OSError) -> None:
+        """
+        See L{IOwner}.
+        """
+        if isinstance(error, ssl.SSLError):
+            if not self.isOpen:
+                self.failure = f"TLS handshake failed: {_reasonOf(error)}"
+            self.end(runs.ALERT)
+        elif self.local is not None:
+            if not self.isOpen:
+                self.failure = "reset during the TLS handshake"
+            self.end(runs.RESET)
+        elif error.errno in _RESETS:
+            self._failedToConnect("reset", runs.RESET)
+        else:
+            self._failedToConnect(_meaning(error), runs.REFUSED)
+
+    def _failedToConnect(self, why: str, ending: str) -> None:
+        if self.ending is not None:
+            return
+        self.transport.close()
+        if self._addresses:
+            self._stageBegan = self.run.clock()
+            self.begin()
+        else:
+            self.failure = why
+            self.end(ending)
+
+    def end(self, ending: str) -> None:
+        """
+        It has ended in this way, or is to.
+        """
+        if self.ending is not None:
+            return
+        self.ending = ending
+        now = self.run.clock()
+        self._now = now
+        if ending in (runs.CLOSED, runs.DROPPED, runs.CUT, runs.ALERT):
+            self.transport.close()
+        else:
+            self.transport.abort()
+        if self.failure is not None and self.run.whyNot is None:
+            self.run.whyNot = self.failure
+        self.comparison.finish(self._peerEnded, now)
+        position = self.comparison.position
+        self.run.noteEnd(
+            self,
+            End(
+                self.number,
+                self.local,
+                ending,
+                position,
+                max(0, self.comparison.sent - position),
+                now,
+            ),
+        )
+        self.onEnd()
+        self._check()
+
+    def close(self) -> None:
+        """
+        End it by our own doing.
+        """
+        self.end(runs.CLOSED)
+
+    def reset(self) -> None:
+        """
+        End it by RST, by our own doing.
+        """
+        self.transport.abort()
+        self.end(runs.CLOSED)
+
+    # Waiting
+
+    def until(self, condition: Callable[[], bool]) -> "Deferred[bool]":
+        """
+        Wait until something is so. Each wait ends, since the connection does.
+
+        @return: Fires with whether it is so; False: the connection has ended before.
+        """
+        waiting: Deferred[bool] = Deferred()
+        self._waiting.append((condition, waiting))
+        self._check()
+        return waiting
+
+    def _check(self) -> None:
+        for entry in list(self._waiting):
+            condition, waiting = entry
+            isSo = condition()
+            if (isSo or self.ending is not None) and entry in self._waiting:
+                self._waiting.remove(entry)
+                waiting.callback(isSo)
+
+    def allBack(self) -> "Deferred[bool]":
+        """
+        Wait until all that was sent is back.
+
+        @return: Fires with whether it is.
+        """
+        return self.until(self._isBack)
+
+    def _isBack(self) -> bool:
+        comparison = self.comparison
+        if comparison.difference is None:
+            return comparison.position >= self._goal
+        if self.ending is None and self.run.clock() - self.lastReceived > QUIET:
+            # What came instead of it has come.
+            self.run.reactor.callLater(0, self.close)
+        return False
+
+
+def _meaning(error: OSError) -> str:
+    if error.errno is None:
+        return str(error)
+    return {
+        errno.ECONNREFUSED: "connection refused",
+        errno.ETIMEDOUT: "no answer",
+        errno.ENOENT: "no such UNIX socket",
+        errno.EMFILE: "too many open files here",
+    }.get(error.errno, errno.errorcode.get(error.errno, str(error)))
+
+
+def _reasonOf(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {error.verify_message}"
+    reason = error.reason or str(error)
+    return reason.lower().replace("_", " ")
