@@ -25,6 +25,7 @@ from kvserver.check.path import Check, Path
 from kvserver.check.report import document
 from kvserver.check.rules import RULES, raiseDescriptors, tryRules
 from kvserver.check.run import Run, Settings
+from kvserver.check.screen import screenFor
 from kvserver.check.serverlog import ServerLog
 from kvserver.check.target import Address, clientContext, resolve
 
@@ -114,7 +115,7 @@ class Main:
                 reason = getattr(error, "strerror", None) or error
                 path = options.server_log
                 raise UsageError(f"--server-log: {path!r} can't be read: {reason}") from None
-        self._write = (lambda line: None) if options.json else text.writer(sys.stdout)
+        self._screen = screenFor(sys.stdout, options.json)
         self._shown = 0
         self._interrupt: Callable[[], None] = lambda: self._fail("interrupted")
         self.status = FAILED
@@ -158,17 +159,13 @@ class Main:
         done: Deferred[Any]
         if self._options.isLoad:
             load = Load(run, planOf(self._options))
-            load.onInterval = lambda interval: self._write(
-                text.intervalLine(interval, sum(run.faults.counts.values()))
-            )
+            load.onInterval = lambda interval: self._screen.interval(run, interval, load.share())
             self._interrupt = load.interrupt
             done = load.start()
         else:
             self._interrupt = lambda: self._interruptRules(run)
             path = Path(run, self._serverLog, self._options.idle)
-            done = ensureDeferred(
-                tryRules(path, self._rules(), lambda check: self._write(text.ruleLine(check)))
-            )
+            done = ensureDeferred(tryRules(path, self._rules(), self._screen.check))
         done.addCallback(lambda checks: self._finish(run, checks))
         done.addErrback(self._broke)
 
@@ -189,7 +186,7 @@ class Main:
         """
         self._shown += 1
         if self._shown <= 1000:
-            self._write(line)
+            self._screen.trouble(line)
 
     def _finish(self, run: Run, checks: list[Check] | None) -> None:
         run.finish()
@@ -200,8 +197,7 @@ class Main:
         if self._options.json:
             print(json.dumps(result), flush=True)
         else:
-            for line in text.summary(result):
-                self._write(line)
+            self._screen.report(run, result)
         if self._latency is not None:
             self._writeFiles(run)
         self._end(result["status"])

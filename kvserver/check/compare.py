@@ -243,6 +243,9 @@ class Comparison:
             not yet.
         """
         assert self.difference is not None
+        place = self._findBegun()
+        if place is not None:
+            return place
         best: tuple[int, int] | None = None
         waits = len(self.difference)
         if self._hasHeaders:
@@ -266,6 +269,26 @@ class Comparison:
         # A header may have come in part.
         self._searched = max(self._searched, min(waits, len(self.difference) - HEADER_ROOM), 0)
         return None
+
+    def _findBegun(self) -> tuple[int, int, int] | None:
+        """
+        Is it another line of this connection that came, with the same first bytes?
+        """
+        assert self.difference is not None
+        begun = self.position - self._lineStart
+        if not 0 < begun < HEADER_ROOM or not self._hasHeaders or self._trimmed:
+            return None
+        head = self._slice(self._lineStart, self.position)
+        match = HEADER.match(head + self.difference[:HEADER_ROOM])
+        if not match or int(match[2], 16) != self._connection:
+            return None
+        line = int(match[1], 16)
+        if not self.line < line < self.sentLines:
+            return None
+        expected = self._source.piece(line, 0)[: min(self._source.size(line), ENOUGH)]
+        if head + self.difference[: len(expected) - begun] != expected:
+            return None
+        return line, self._startOf(line) + begun, 0
 
     def _isThere(self, line: int, begin: int) -> bool | None:
         """
@@ -314,11 +337,12 @@ class Comparison:
         offset, came, self.difference = self.position, bytes(self.difference), None
         trimmed, self._trimmed = self._trimmed, 0
         begin += trimmed
+        at = offset - self._lineStart
         sent = self._slice(offset, start) if start > offset else b""
         extra = begin - (start - offset)
         expected = self._slice(offset, min(self.sent, offset + SHOWN))
         if begin or extra:
-            found = self._wholeLines(came[:begin]) if offset == self._lineStart else None
+            found = self._wholeLines(came[:begin]) if at == 0 else None
             if not (found and extra == begin and self._cameLate(found, extra, start)):
                 difference = Difference(offset, sent, came, begin, extra)
                 if trimmed:
@@ -326,7 +350,7 @@ class Comparison:
                 else:
                     kind, length = self._classifier.classify(difference)
                 fault = self._report(kind, offset, length, self._seenAt, expected, came[:SHOWN])
-                if kind == LOST and not begin and offset == self._lineStart and line > self.line:
+                if kind == LOST and not begin and start - self._startOf(line) == at:
                     self._missing.append(Missing(fault, range(self.line, line)))
                 self.returnedBytes += max(0, start - offset)
                 if kind not in (INSERTED, DUPLICATED):

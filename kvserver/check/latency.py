@@ -213,6 +213,8 @@ class Pauses:
 
     @ivar lastEnd: When the last such pause ended, by the monotonic clock.
 
+    @ivar total: How long all such pauses were, in seconds.
+
     @ivar lines: How many lines were due, or on their way, during a pause.
 
     """
@@ -224,6 +226,7 @@ class Pauses:
         self._last = now
         self._tick = tick
         self.lastEnd = 0.0
+        self.total = 0.0
         self.lines = 0
         self.late = Times()
 
@@ -233,6 +236,7 @@ class Pauses:
         """
         if now - self._last > HELD_UP + self._tick:
             self.lastEnd = now
+            self.total += now - self._last
             self.note(now - self._last - self._tick)
         self._last = now
 

@@ -18,7 +18,10 @@ DEPTH = 16
 
 DURATION = 10.0
 
-_TICK = 0.001
+_TICK = 0.0002
+"""
+The least time between two looks at what is due, in seconds; epoll(7) waits for whole milliseconds.
+"""
 
 _RETRY = 0.1
 """
@@ -118,6 +121,17 @@ class Load:
         self._lastTick = self._run.clock()
         self._tickSecond()
         return self.done
+
+    def share(self) -> float | None:
+        """
+        How much of it is done, from 0 to 1; None: it has no end.
+        """
+        plan = self._plan
+        if plan.lines is not None:
+            return min(1.0, self._run.total("linesReturned") / plan.lines)
+        if plan.duration is None or self._begin is None:
+            return None
+        return min(1.0, (self._run.clock() - self._begin) / plan.duration)
 
     def interrupt(self) -> None:
         """

@@ -229,6 +229,8 @@ async def reset(path: Path) -> str:
     """
     if path.serverLog is None:
         raise CannotBeTold("only --server-log tells")
+    if path.run.settings.target.path:
+        raise CannotBeTold("a UNIX socket knows no reset")
     record, _ = await recordOf(path, CheckedConnection.reset)
     if record is None:
         control, _ = await recordOf(path, CheckedConnection.close)

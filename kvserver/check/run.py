@@ -179,6 +179,7 @@ class Run:
         self.owedSince: float | None = None
         self._lastEcho = self.begin
         self._lost = 0
+        self._pausesBefore = 0.0
         self._begun = 0
         self._sums: Counter[str] = Counter()
         self._sweepCall: Any = None
@@ -233,13 +234,14 @@ class Run:
             self._checkGap(now)
         self._lastEcho = now
         self._lost = 0
+        if self.pauses is not None:
+            self._pausesBefore = self.pauses.total
 
     def _checkGap(self, now: float) -> None:
         begin = self._lastEcho
-        if self.owedSince is None or now - max(begin, self.owedSince) < GAP:
-            return
-        if self.pauses is not None and self.pauses.lastEnd > begin:
-            # That was our own pause.
+        own = 0.0 if self.pauses is None else self.pauses.total - self._pausesBefore
+        # Our own pauses are not the path's.
+        if self.owedSince is None or now - max(begin, self.owedSince) - own < GAP:
             return
         if len(self.gaps) < LISTED:
             self.gaps.append(Gap(begin, now - begin, self._lost))

@@ -1,47 +1,14 @@
 """
-What people see: plain lines, and on a terminal what C{rich} makes of them.
+What people see, as plain lines.
 """
 
 import sys
-from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 from kvserver.check.faults import Fault
 from kvserver.check.latency import PERCENTILES, Interval
 from kvserver.check.path import Check, describe
 from kvserver.check.run import End, Run
-
-Write = Callable[[str], None]
-
-_STYLES = {"ok": "green", "FAILS": "bold red", "cannot be told": "yellow"}
-
-
-def writer(file: TextIO) -> Write:
-    """
-    Writes lines; on a terminal in colour, if C{rich} is installed.
-    """
-
-    def plain(line: str) -> None:
-        print(line, file=file, flush=True)
-
-    if not file.isatty():
-        return plain
-    try:
-        from rich.console import Console
-        from rich.text import Text
-    except ImportError:
-        return plain
-    console = Console(file=file, highlight=False, soft_wrap=True)
-
-    def coloured(line: str) -> None:
-        text = Text(line)
-        for words, style in _STYLES.items():
-            text.highlight_words([f"  {words}  "], style)
-        if line.startswith(("fault:", "end:")):
-            text.stylize("red")
-        console.print(text)
-
-    return coloured
 
 
 def ruleLine(check: Check) -> str:
@@ -114,18 +81,25 @@ def summary(result: dict[str, Any]) -> list[str]:
     found = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     lines.append(f"faults: {found or 'none'}")
     if result["latency"] is not None:
-        lines += _latency(result)
-    lines.append(f"result: {result['result']}")
+        lines += _lateness(result)
     return lines
 
 
-def _latency(result: dict[str, Any]) -> list[str]:
+def latencyTable(result: dict[str, Any]) -> list[list[str]]:
+    """
+    The latencies, as rows of a table; the first one has the names of the columns.
+    """
     names = ("count", "min", *PERCENTILES, "max")
-    lines = ["latency    " + "".join(f"{name:>12}" for name in names)]
-    for kind, table in result["latency"].items():
+    rows = [["latency", *names]]
+    for kind, table in (result["latency"] or {}).items():
         if table is not None and table["count"]:
             cells = [f"{table['count']:,}", *(duration(table[name]) for name in names[1:])]
-            lines.append(f"{kind:<11}" + "".join(f"{cell:>12}" for cell in cells))
+            rows.append([kind, *cells])
+    return rows
+
+
+def _lateness(result: dict[str, Any]) -> list[str]:
+    lines = []
     late = result["lateness"]
     lines.append(
         f"lateness: kvcheck itself was late by {duration(late['p99'])} (p99), "

@@ -235,6 +235,13 @@ def test_a_megabyte_of_short_lines_is_lost() -> None:
     one(echo, echo.sent[:100_001] + echo.sent[1_100_001:], "lost", 1_000_000)
 
 
+def test_lines_that_begin_alike() -> None:
+    echo = Echo((64, 64), 200)
+    # The 40th line from here begins with the same letter.
+    one(echo, echo.sent[:640] + echo.sent[640 + 40 * 64 :], "lost", 40 * 64)
+    assert echo.comparison.returnedLines == 160
+
+
 def test_what_does_not_end_is_bounded() -> None:
     echo = Echo((64, 64))
     for _ in range(100):

@@ -1,0 +1,545 @@
+"""
+C{kvcheck}: each fault of a path is found, named and placed; what is whole has none.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvserver.check.rules import RULES
+from tests.support import faulty
+from tests.support.clients import needsIPv6, program
+from tests.support.daemon import PATIENCE, SCRIPTS, Daemon, quietPort, waitFor
+from tests.support.faulty import FaultyProxy, Relay, breaking
+from tests.support.wires import Authority
+
+KVCHECK = str(SCRIPTS / "kvcheck")
+
+
+class Answer:
+    """
+    What C{kvcheck --json} said.
+
+    @ivar status: Its exit status.
+
+    @ivar said: The document; empty if there is none.
+
+    @ivar complaint: What it wrote to standard error.
+    """
+
+    def __init__(self, status: int, output: str, complaint: str) -> None:
+        self.status = status
+        self.said: dict[str, Any] = json.loads(output) if output else {}
+        self.complaint = complaint
+
+    def fault(self) -> tuple[str, int, int, int, int]:
+        """
+        The only fault: its kind, connection, line, offset and length.
+        """
+        assert self.said["fault_counts"] == {self.said["faults"][0]["kind"]: 1}
+        (fault,) = self.said["faults"]
+        return (
+            *(fault["kind"], fault["connection"], fault["line"]),
+            *(fault["offset"], fault["length"]),
+        )
+
+    def outcomes(self) -> dict[str, str]:
+        """
+        What became of each rule.
+        """
+        return {check["rule"]: check["outcome"] for check in self.said["checks"]}
+
+    def detail(self, rule: str) -> str:
+        """
+        What is said of a rule.
+        """
+        (detail,) = [c["detail"] for c in self.said["checks"] if c["rule"] == rule]
+        return str(detail)
+
+
+def kvcheck(*arguments: object, seconds: float = 60) -> Answer:
+    """
+    Run it.
+    """
+    done = subprocess.run(
+        [KVCHECK, "--json", *map(str, arguments)], capture_output=True, text=True, timeout=seconds
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def at(port: int | str) -> str:
+    """
+    A target on this machine.
+    """
+    return f"tcp:127.0.0.1:{port}"
+
+
+LOAD = ("--lines", 4000, "--connections", 2)
+
+
+def inverted(data: bytes, begin: int, end: int) -> bytes:
+    """
+    With these bytes changed.
+    """
+    return data[:begin] + bytes(255 - byte for byte in data[begin:end]) + data[end:]
+
+
+FAULTS: dict[str, tuple[Callable[[bytes], bytes], tuple[str, int, int, int, int]]] = {
+    "a byte changed": (
+        lambda data: inverted(data, 123_457, 123_458),
+        ("damaged", 0, 1929, 123_457, 1),
+    ),
+    "a segment sent twice": (
+        lambda data: data[:1600] + data[640:],
+        ("duplicated", 0, 25, 1600, 960),
+    ),
+    "two lines swapped": (
+        lambda data: data[:640] + data[704:768] + data[640:704] + data[768:],
+        ("reordered", 0, 10, 640, 128),
+    ),
+    "bytes inserted": (
+        lambda data: data[:1000] + b"\0\0\0" + data[1000:],
+        ("inserted", 0, 15, 1000, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_named_and_placed(daemon: Daemon, name: str) -> None:
+    how, expected = FAULTS[name]
+    end = expected[3] + 2000
+    with FaultyProxy(daemon.port, breaking(end, how)) as proxy:
+        answer = kvcheck(at(proxy.port), "--depth", 3000, *LOAD)
+    assert answer.fault() == expected
+    assert (answer.status, answer.said["result"]) == (1, "broken")
+    fault = answer.said["faults"][0]
+    assert fault["local"].startswith("127.0.0.1:")
+    assert len(fault["expected"]) == 64
+    assert answer.said["connections"] == {"opened": 2, "endings": {"closed": 2}}
+    assert answer.said["ends"] == []
+
+
+def test_a_byte_is_lost(daemon: Daemon) -> None:
+    seen: list[bytes] = []
+
+    def how(data: bytes) -> bytes:
+        seen.append(data)
+        return data[:5000] + data[5001:]
+
+    with FaultyProxy(daemon.port, breaking(6000, how)) as proxy:
+        answer = kvcheck(at(proxy.port), "--depth", 1000, *LOAD)
+    (sent,) = seen
+    offset = 5000
+    while sent[offset] == sent[offset + 1]:
+        offset += 1
+    assert answer.fault() == ("lost", 0, offset // 64, offset, 1)
+    assert answer.said["bytes_returned"] == answer.said["bytes_sent"] - 1
+    assert answer.said["lines_returned"] == 3999
+    fault = answer.said["faults"][0]
+    assert bytes.fromhex(fault["expected"]) == sent[offset : offset + 32]
+    assert bytes.fromhex(fault["received"]) == sent[offset + 1 : offset + 33]
+
+
+def test_a_megabyte_is_lost(daemon: Daemon) -> None:
+    def how(data: bytes) -> bytes:
+        return data[:700_000] + data[1_700_000:]
+
+    with FaultyProxy(daemon.port, breaking(1_800_000, how)) as proxy:
+        answer = kvcheck(at(proxy.port), "--size", 1000, "--lines", 4000, "--depth", 4000)
+    kind, _, line, offset, length = answer.fault()
+    assert (kind, line, length) == ("lost", 700, 1_000_000)
+    # The bytes before and after it may be the same.
+    assert 700_000 <= offset < 700_010
+    assert answer.said["lines_returned"] == 3000
+
+
+def test_connections_are_crossed(daemon: Daemon) -> None:
+    with FaultyProxy(daemon.port, faulty.Crossed) as proxy:
+        answer = kvcheck(at(proxy.port), *LOAD)
+    found = {
+        (fault["kind"], fault["connection"], fault["line"], fault["offset"], fault["length"])
+        for fault in answer.said["faults"]
+    }
+    assert found == {("crossed", 0, 0, 0, 64), ("crossed", 1, 0, 0, 64)}
+
+
+BROKEN_RULES: dict[str, tuple[type[Relay], str, str]] = {
+    "early": (faulty.Early, "early", "before its end was sent"),
+    "FIN not passed on": (faulty.NoFIN, "half-close", "did not close"),
+    "FIN turned into RST": (faulty.FINToRST, "half-close", "reset"),
+    "tail dropped": (faulty.NoTail, "tail", "lost"),
+    "unbounded buffering": (faulty.Buffering, "slow-reader", "no bound"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_RULES)
+def test_a_broken_rule_is_found(daemon: Daemon, name: str) -> None:
+    relay, rule, words = BROKEN_RULES[name]
+    with FaultyProxy(daemon.port, relay) as proxy:
+        answer = kvcheck(at(proxy.port), "--rule", rule, "--rule", "lines", "--timeout", 2)
+    assert answer.outcomes() == {"lines": "ok", rule: "FAILS"}
+    assert words in answer.detail(rule)
+    assert answer.status == 1
+
+
+def test_early_bytes_are_one_fault(daemon: Daemon) -> None:
+    with FaultyProxy(daemon.port, faulty.Early) as proxy:
+        answer = kvcheck(at(proxy.port), "--rule", "early")
+    assert answer.fault() == ("early", 0, 0, 0, 32)
+
+
+def test_a_dropped_tail_is_lost(daemon: Daemon) -> None:
+    with FaultyProxy(daemon.port, faulty.NoTail) as proxy:
+        answer = kvcheck(at(proxy.port), "--rule", "tail")
+    assert answer.fault() == ("lost", 0, 1, 64, 63)
+    assert answer.said["connections"]["endings"] == {"closed": 1}
+
+
+def test_an_idle_connection_is_cut(daemon: Daemon) -> None:
+    with FaultyProxy(daemon.port, faulty.IdleCut) as proxy:
+        answer = kvcheck(at(proxy.port), "--rule", "idle", "--idle", "5")
+    assert answer.outcomes() == {"idle": "FAILS"}
+    assert "after 3.0 s of silence" in answer.detail("idle")
+    (end,) = answer.said["ends"]
+    assert (end["ending"], end["offset"], end["outstanding"]) == ("dropped", 64, 0)
+    assert kvcheck(at(daemon.port), "--rule", "idle", "--idle", "0.5s").status == 0
+
+
+def test_a_delay_is_seen_in_the_intended_time(daemon: Daemon) -> None:
+    with FaultyProxy(daemon.port, faulty.Delay) as proxy:
+        answer = kvcheck(
+            *(at(proxy.port), "--rate", 2000, "--duration", 2, "--depth", 1),
+            *("--max-p99", "50ms"),
+        )
+    latency = answer.said["latency"]
+    # One in 1,000 lines is late by itself; 400 are late because of it.
+    assert latency["intended"]["p99"] > 0.1
+    assert latency["actual"]["p99"] < 0.1 < latency["actual"]["max"]
+    assert latency["intended"]["max"] >= 0.2
+    assert (answer.status, answer.said["result"]) == (3, "exceeded")
+    assert answer.said["fault_counts"] == {}
+    assert answer.said["gaps"]
+    assert all(0.1 < gap["duration"] < 0.5 for gap in answer.said["gaps"])
+
+
+def test_each_100th_connection_is_refused(daemon: Daemon) -> None:
+    with FaultyProxy(daemon.port, refusesEach=100) as proxy:
+        answer = kvcheck(at(proxy.port), "--lines", 400, "--churn", 1)
+    assert answer.said["connections"]["endings"]["reset"] == 4
+    assert [end["connection"] for end in answer.said["ends"]] == [99, 199, 299, 399]
+    assert 396 <= answer.said["lines_returned"] <= 400
+    assert answer.said["faults"] == []
+
+
+@pytest.fixture(scope="module")
+def paths(
+    tmp_path_factory: pytest.TempPathFactory, authority: Authority
+) -> Iterator[dict[str, list[str]]]:
+    """
+    What leads to a daemon, on each wire.
+    """
+    folder = tmp_path_factory.mktemp("paths")
+    certificate, key = authority.issue("localhost")
+    with Daemon(
+        folder,
+        *("--listen", "tcp:0", "--listen", f"unix:{folder}/echo.sock", "--listen", "tls:tcp:0"),
+        *("--listen", "proxy:tcp:0", "--listen", "proxy:tls:tcp:0"),
+        *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
+        f"--access-log={folder}/access.log",
+    ) as daemon:
+        plain, path, tls, proxy, proxyTLS = daemon.listening
+        trust = ["--ca", str(authority.certificate)]
+        log = [f"--server-log={folder}/access.log"]
+        yield {
+            "tcp": [f"tcp:127.0.0.1:{plain}", *log],
+            "tcp6": [rf"tcp:\:\:1:{plain}", *log],
+            "name": [f"tcp:localhost:{plain}", *log],
+            "unix": [f"unix:{path}", *log],
+            "tls": [f"tls:localhost:{tls}", *trust, *log],
+            "proxy": [f"proxy:tcp:127.0.0.1:{proxy}", "--proxy-source=192.0.2.7:1234", *log],
+            "proxy v1": [f"proxy:tcp:127.0.0.1:{proxy}", "--proxy-version=1", *log],
+            "proxy tls": [
+                *(f"proxy:tls:tcp:localhost:{proxyTLS}", *trust, *log),
+                "--proxy-source=[2001:db8::1]:77",
+            ],
+        }
+
+
+RULES_BUT_THE_LONGEST = [f"--rule={name}" for name in RULES if name not in ("long-50mb", "idle")]
+
+WIRES = [
+    pytest.param(name, marks=needsIPv6 if name == "tcp6" else ())
+    for name in ("tcp", "tcp6", "name", "unix", "tls", "proxy", "proxy v1", "proxy tls")
+]
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_the_daemon_keeps_all_rules(paths: dict[str, list[str]], wire: str) -> None:
+    # The longest line costs a second or two, and not much is to be learnt from it twice.
+    rules = [] if wire in ("tcp", "proxy tls") else RULES_BUT_THE_LONGEST
+    answer = kvcheck(*paths[wire], *rules)
+    expected = dict.fromkeys(answer.outcomes(), "ok")
+    if wire in ("unix", "tls", "proxy tls"):
+        expected["urgent"] = "cannot be told"
+    if wire == "unix":
+        expected["reset"] = "cannot be told"
+    assert answer.outcomes() == expected
+    assert len(expected) == (12 if rules else 13)
+    assert answer.status == 0
+    assert answer.said["faults"] == answer.said["ends"] == []
+    assert answer.said["bytes_sent"] == answer.said["bytes_returned"]
+
+
+@pytest.mark.parametrize("wire", ["tcp", "unix", "tls", "proxy tls"])
+def test_a_load_finds_nothing_wrong_with_the_daemon(paths: dict[str, list[str]], wire: str) -> None:
+    lines = 6000
+    answer = kvcheck(
+        *paths[wire],
+        *("--connections", 10, "--lines", lines, "--sizes", "10:3000", "--binary"),
+        *("--churn", 200, "--max-p99", "1h"),
+    )
+    said = answer.said
+    assert (answer.status, said["result"], said["mode"]) == (0, "ok", "load")
+    assert said["lines_sent"] == said["lines_returned"] == lines
+    assert said["bytes_sent"] == said["bytes_returned"]
+    assert said["faults"] == said["ends"] == []
+    assert list(said["connections"]["endings"]) == ["closed"]
+    assert said["connections"]["opened"] >= 30
+    # Those are left out that were on their way during a pause of our own.
+    latency = said["latency"]
+    assert latency["intended"]["count"] + said["lateness"]["lines"] == lines
+    assert latency["connect"]["count"] == said["connections"]["opened"]
+    assert (latency["handshake"] is not None) == ("tls" in wire)
+
+
+WRONG_TARGETS = {
+    "unknown host": ("tcp:no.such.host.invalid:4040", "no.such.host.invalid"),
+    "bad endpoint": ("udp:1.2.3.4:5", "udp:1.2.3.4:5"),
+    "no port": ("tcp:localhost", "tcp:HOST:PORT"),
+    "bad port": ("tcp:localhost:99999", "'99999' is not a TCP port"),
+    "no such path": ("unix:/no/such/path", "no such UNIX socket"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TARGETS)
+def test_a_wrong_target_is_one_line(name: str) -> None:
+    target, words = WRONG_TARGETS[name]
+    answer = kvcheck(target, "--timeout", 5)
+    assert answer.status == 2
+    assert words in answer.complaint
+    assert answer.complaint.count("\n") == 1
+    assert answer.said == {}
+
+
+def test_a_refused_port_is_one_line() -> None:
+    for more in ([], ["--lines", 10], ["--soak"]):
+        answer = kvcheck(at(quietPort()), *more)
+        assert answer.status == 2
+        assert "connection refused" in answer.complaint
+        assert answer.complaint.count("\n") == 1
+
+
+def test_a_certificate_that_is_not_trusted(paths: dict[str, list[str]]) -> None:
+    target = paths["tls"][0]
+    answer = kvcheck(target)
+    assert answer.status == 2
+    assert "certificate verify failed" in answer.complaint
+    answer = kvcheck(*paths["tls"], "--server-name", "other.example")
+    assert "other.example" in answer.complaint
+    assert kvcheck(target, "--insecure", "--rule", "lines").status == 0
+
+
+def serve(answer: Callable[[socket.socket], None]) -> int:
+    """
+    A server that is no echo.
+
+    @return: Its port.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def work() -> None:
+        while True:
+            client, _ = listener.accept()
+            threading.Thread(target=answer, args=(client,), daemon=True).start()
+
+    threading.Thread(target=work, daemon=True).start()
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def test_what_is_no_echo_is_said() -> None:
+    def http(client: socket.socket) -> None:
+        client.recv(10)
+        client.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        client.close()
+
+    def silent(client: socket.socket) -> None:
+        while client.recv(1000):
+            pass
+
+    def prefixing(client: socket.socket) -> None:
+        with client.makefile("rb") as lines:
+            for line in lines:
+                client.sendall(b"hello " + line)
+
+    for server, words in (
+        (http, "HTTP"),
+        (silent, "nothing came for 1 s"),
+        (prefixing, "'hello '"),
+    ):
+        answer = kvcheck(at(serve(server)), "--timeout", 1)
+        assert answer.status == 1
+        outcomes = list(answer.outcomes().values())
+        assert outcomes == ["FAILS", *["cannot be told"] * 12]
+        assert words in answer.detail("lines")
+    answer = kvcheck(f"tls:127.0.0.1:{serve(http)}", "--timeout", 1)
+    assert answer.status == 2
+    assert "TLS handshake failed" in answer.complaint
+
+
+def test_ctrl_c_gives_the_report(daemon: Daemon) -> None:
+    with subprocess.Popen(
+        [KVCHECK, "--json", at(daemon.port), "--soak", "--connections", "5"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        waitFor(lambda: daemon.descriptors() >= daemon.idleDescriptors + 5, "it is connected")
+        time.sleep(0.5)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert time.monotonic() - begin < 5
+    answer = Answer(process.returncode, output, "")
+    assert (answer.status, answer.said["interrupted"]) == (0, True)
+    assert answer.said["connections"] == {"opened": 5, "endings": {"closed": 5}}
+    assert answer.said["lines_returned"] > 100
+
+
+def test_a_soak_survives_a_restart(tmp_path: Path) -> None:
+    port = quietPort()
+    options = ("--port", str(port))
+    first = Daemon(tmp_path, *options)
+    with subprocess.Popen(
+        [KVCHECK, "--json", at(port), "--soak", "--connections", "3", "--rate", "300"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        waitFor(lambda: first.descriptors() >= first.idleDescriptors + 3, "it is connected")
+        time.sleep(0.5)
+        first.stop(signal.SIGKILL)
+        time.sleep(0.5)
+        with Daemon(tmp_path, *options) as second:
+            waitFor(lambda: second.descriptors() >= second.idleDescriptors + 3, "it is back")
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=PATIENCE)
+    said = json.loads(output)
+    assert (process.returncode, said["result"]) == (1, "broken")
+    (gap,) = said["gaps"]
+    # More, when one was accepted at the last moment.
+    assert gap["connections_lost"] >= 3
+    assert 0.5 < gap["duration"] < 10
+    assert said["connections"]["endings"]["closed"] == 3
+    assert {end["ending"] for end in said["ends"]} <= {"dropped", "reset", "cut", "refused"}
+
+
+def test_own_pauses_are_not_blamed_on_the_path(daemon: Daemon) -> None:
+    with subprocess.Popen(
+        [KVCHECK, "--json", at(daemon.port), "--rate", "500", "--duration", "3"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        waitFor(lambda: daemon.descriptors() > daemon.idleDescriptors, "it is connected")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.4)
+        process.send_signal(signal.SIGCONT)
+        output, _ = process.communicate(timeout=PATIENCE)
+    said = json.loads(output)
+    assert process.returncode == 0
+    assert said["lateness"]["max"] > 0.3
+    assert said["lateness"]["lines"] > 100
+    assert said["latency"]["intended"]["max"] < 0.3
+    assert said["gaps"] == []
+
+
+def test_a_process_of_its_own_writes_plain_text_and_files(daemon: Daemon, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "kvserver.check", at(daemon.port), "--lines", "500"),
+            *("--plot", str(tmp_path / "plot.svg"), "--hdr", str(tmp_path / "latency.hgrm")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"NO_COLOR": "1"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "p99.99" in done.stdout
+    assert "500 of 500 lines" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg")
+    assert "Percentile" in (tmp_path / "latency.hgrm").read_text()
+
+
+def test_the_rules_need_no_extra(daemon: Daemon) -> None:
+    script = (
+        "import sys; sys.modules['hdrh'] = sys.modules['rich'] = None\n"
+        "from kvserver.check.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for more, status, words in (
+        (["--rule", "lines"], 0, "lines            ok"),
+        (["--lines", "5"], 2, "pip install 'kvserver[check]'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script, at(daemon.port), *more],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == status
+        assert words in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["haproxy", "socat"])
+def test_through_other_programs(daemon: Daemon, tmp_path: Path, name: str) -> None:
+    port = quietPort()
+    path = program(name)
+    if name == "haproxy":
+        (tmp_path / "haproxy.cfg").write_text(
+            "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n"
+            f"listen echo\n bind 127.0.0.1:{port}\n server s 127.0.0.1:{daemon.port}\n"
+        )
+        command = [path, "-db", "-f", str(tmp_path / "haproxy.cfg")]
+    else:
+        command = [
+            *(path, "-T", "60", "-t", "20"),
+            f"TCP-LISTEN:{port},bind=127.0.0.1,fork,backlog=1024",
+            f"TCP:127.0.0.1:{daemon.port}",
+        ]
+    rules = ("lines", "early", "half-close", "tail", "long-1mb", "bytes", "one-byte")
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            waitFor(lambda: _isOpen(port), f"{name} listens")
+            answer = kvcheck(at(port), *(f"--rule={rule}" for rule in rules))
+            assert answer.outcomes() == dict.fromkeys(rules, "ok")
+            answer = kvcheck(at(port), "--lines", 5000, "--connections", 5, "--churn", 500)
+            assert (answer.status, answer.said["faults"]) == (0, [])
+        finally:
+            process.kill()
+
+
+def _isOpen(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
