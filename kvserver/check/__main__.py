@@ -49,6 +49,7 @@ def settingsOf(options: argparse.Namespace) -> Settings:
     """
     target = options.target
     context: ssl.SSLContext | None = None
+    name = target.host or None if options.server_name is None else options.server_name
     if "tls" in target.layers:
         try:
             context = clientContext(
@@ -56,10 +57,14 @@ def settingsOf(options: argparse.Namespace) -> Settings:
             )
         except ValueError as error:
             raise UsageError(str(error)) from None
+        try:
+            context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+        except ValueError as error:
+            raise UsageError(f"--server-name: {name!r}: {error}") from None
     return Settings(
         target=target,
         context=context,
-        serverName=options.server_name or target.host or None,
+        serverName=name,
         proxyVersion=options.proxy_version,
         proxySource=options.proxy_source,
         sizes=options.sizes or (options.size or 64,) * 2,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvserver.check.faults import CROSSED, DAMAGED, DUPLICATED, INSERTED, LOST
+from kvserver.check.sent import Sent
 from kvserver.check.stream import HEADER, ISource, wholeLine
 
 HISTORY = 1 << 16
@@ -51,23 +52,20 @@ class Classifier:
         connection: int,
         source: ISource,
         foreign: Callable[[int], ISource] | None,
-        slice: Callable[[int, int], bytes],
-        startOf: Callable[[int], int],
+        sent: Sent,
     ) -> None:
         """
         @param connection: The number of the connection.
 
         @param foreign: Generates the lines of the connection of that number. None: they can't be.
 
-        @param slice: The bytes of the sent stream between two offsets.
-
-        @param startOf: The offset of a line.
+        @param sent: What was sent.
         """
         self._connection = connection
         self._source = source
         self._foreign = foreign
-        self._slice = slice
-        self._startOf = startOf
+        self._slice = sent.slice
+        self._startOf = sent.startOf
 
     def classify(self, difference: Difference) -> tuple[str, int]:
         """

@@ -20,23 +20,15 @@ from kvserver.check.faults import (
     Fault,
     Faults,
 )
-from kvserver.check.stream import HEADER, HEADER_ROOM, PIECE, ISource, wholeLine
+from kvserver.check.place import PlaceFinder
+from kvserver.check.sent import Sent
+from kvserver.check.stream import HEADER, PIECE, ISource, wholeLine
+
+_TRIED = 256
 
 KEPT = 1 << 20
 """
 How much is kept of what comes after a difference, in bytes, besides two of the longest lines.
-"""
-
-ENOUGH = 4096
-"""
-A line is in its place again when it has come whole, or so many bytes of it.
-"""
-
-_FEW = 16
-
-_TRIED = 256
-"""
-How many of the next lines are looked for, where lines are too short for a header.
 """
 
 
@@ -54,10 +46,6 @@ class Missing:
 class Comparison:
     """
     Compares what comes on a connection with what was sent on it.
-
-    @ivar sent: How many bytes have been sent. Whoever sends says so by L{wrote}.
-
-    @ivar line: The line that is being received, from 0.
 
     @ivar returnedLines: How many lines have come back in their place, byte for byte.
 
@@ -91,34 +79,54 @@ class Comparison:
         self._faults = faults
         self._connection = connection
         self._passed = passed
-        self._classifier = Classifier(connection, source, foreign, self._slice, self._startOf)
-        self._hasHeaders = foreign is not None and source.longest >= HEADER_ROOM
-        self._hasShort = foreign is None or source.shortest < HEADER_ROOM
+        self._sent = Sent(source)
+        self._finder = PlaceFinder(self._sent, connection, foreign is not None)
+        self._classifier = Classifier(connection, source, foreign, self._sent)
         self._limit = KEPT + 2 * source.longest
         self.local: str | None = None
-        self.sent = 0
-        self.sentLines = 0
-        self.line = 0
         self.returnedLines = 0
         self.returnedBytes = 0
         self.holdsBack = False
         self.difference: bytearray | None = None
-        self._lineStart = 0
         self._pieceNumber = 0
         self._piece: bytes | None = None
         self._pieceAt = 0
         self._seenAt = 0.0
         self._trimmed = 0
-        self._searched = 0
         self._early: Fault | None = None
         self._missing: deque[Missing] = deque(maxlen=16)
+
+    @property
+    def sent(self) -> int:
+        """
+        How many bytes have been sent. Whoever sends says so by L{wrote}.
+        """
+        return self._sent.size
+
+    @property
+    def sentLines(self) -> int:
+        """
+        How many whole lines have been sent.
+        """
+        return self._sent.lines
+
+    @property
+    def line(self) -> int:
+        """
+        The line that is being received, from 0.
+        """
+        return self._sent.line
+
+    @property
+    def _begun(self) -> int:
+        return self.position - self._sent.start
 
     @property
     def position(self) -> int:
         """
         How far the sent stream has been dealt with, in bytes.
         """
-        return self._lineStart + self._pieceNumber * PIECE + self._pieceAt
+        return self._sent.start + self._pieceNumber * PIECE + self._pieceAt
 
     @property
     def isMidLine(self) -> bool:
@@ -127,14 +135,14 @@ class Comparison:
         """
         if self.difference is not None:
             return bool(self.difference) and self.difference[-1:] != b"\n"
-        return self.position > self._lineStart
+        return self.position > self._sent.start
 
     def wrote(self, size: int, lines: int) -> None:
         """
         So many bytes more have been sent, and with them the ends of so many lines.
         """
-        self.sent += size
-        self.sentLines += lines
+        self._sent.size += size
+        self._sent.lines += lines
 
     def received(self, data: bytes, now: float) -> None:
         """
@@ -150,9 +158,10 @@ class Comparison:
                 if not data:
                     return
                 self.difference = bytearray()
-                self._seenAt, self._searched, self._trimmed = now, 0, 0
+                self._seenAt, self._trimmed = now, 0
+                self._finder.begin()
             self.difference += data
-            place = self._findPlace()
+            place = self._finder.find(self.difference, 0 if self._trimmed else self._begun)
             if place is None:
                 if len(self.difference) > self._limit:
                     self._trim()
@@ -167,11 +176,11 @@ class Comparison:
         """
         if self.difference is not None:
             end = self.sent if inOrder else self._likelyEnd()
-            self._settle(self._lineOf(end), end, len(self.difference))
+            self._settle(self._sent.lineOf(end), end, len(self.difference))
         if inOrder and self.position < self.sent:
             at = self.position
-            self._report(LOST, at, self.sent - at, now, self._slice(at, at + SHOWN), b"")
-            line = self._lineOf(self.sent)
+            self._report(LOST, at, self.sent - at, now, self._sent.slice(at, at + SHOWN), b"")
+            line = self._sent.lineOf(self.sent)
             if line > self.line:
                 self._passed(line - self.line, False)
             self._moveTo(line, self.sent)
@@ -200,7 +209,7 @@ class Comparison:
                 if size == PIECE and (self._pieceNumber + 1) * PIECE < source.size(line):
                     self._pieceNumber += 1
                 else:
-                    self._lineStart += self._pieceNumber * PIECE + size
+                    self._sent.start += self._pieceNumber * PIECE + size
                     self._pieceNumber = 0
                     line += 1
                     done += 1
@@ -214,7 +223,7 @@ class Comparison:
             same = commonPrefix(data[begin : begin + len(piece) - at], piece[at:])
             begin += same
             at += same
-        self._piece, self._pieceAt, self.line = piece, at, line
+        self._piece, self._pieceAt, self._sent.line = piece, at, line
         self.returnedBytes += begin
         if done:
             self.returnedLines += done
@@ -229,97 +238,11 @@ class Comparison:
         if self._early is not None and self._early.line == self.line:
             if self.line >= self.sentLines:
                 self._early.length = position - self._early.offset
-        elif self.line >= self.sentLines and position > self._lineStart:
-            begin = self._lineStart
-            came = self._slice(begin, min(position, begin + SHOWN))
-            sent = self._slice(begin, min(self.sent, begin + SHOWN))
+        elif self.line >= self.sentLines and position > self._sent.start:
+            begin = self._sent.start
+            came = self._sent.slice(begin, min(position, begin + SHOWN))
+            sent = self._sent.slice(begin, min(self.sent, begin + SHOWN))
             self._early = self._report(EARLY, begin, position - begin, now, sent, came)
-
-    def _findPlace(self) -> tuple[int, int, int] | None:
-        """
-        Look for the next line that is in its place again.
-
-        @return: Its number, its offset in the sent stream, and where it begins in what came; None:
-            not yet.
-        """
-        assert self.difference is not None
-        place = self._findBegun()
-        if place is not None:
-            return place
-        best: tuple[int, int] | None = None
-        waits = len(self.difference)
-        if self._hasHeaders:
-            for match in HEADER.finditer(self.difference, self._searched):
-                line = int(match[1], 16)
-                if int(match[2], 16) == self._connection and self.line <= line < self.sentLines:
-                    isThere = self._isThere(line, match.start())
-                    if isThere:
-                        best = line, match.start()
-                    if isThere is None:
-                        waits = match.start()
-                    if isThere is not False:
-                        break
-        if self._hasShort:
-            for line in range(self.line, min(self.line + _TRIED, self.sentLines)):
-                begin = self._findShort(line, len(self.difference) if best is None else best[1])
-                if begin is not None:
-                    best = line, begin
-        if best is not None and best[1] <= waits:
-            return best[0], self._startOf(best[0]), best[1]
-        # A header may have come in part.
-        self._searched = max(self._searched, min(waits, len(self.difference) - HEADER_ROOM), 0)
-        return None
-
-    def _findBegun(self) -> tuple[int, int, int] | None:
-        """
-        Is it another line of this connection that came, with the same first bytes?
-        """
-        assert self.difference is not None
-        begun = self.position - self._lineStart
-        if not 0 < begun < HEADER_ROOM or not self._hasHeaders or self._trimmed:
-            return None
-        head = self._slice(self._lineStart, self.position)
-        match = HEADER.match(head + self.difference[:HEADER_ROOM])
-        if not match or int(match[2], 16) != self._connection:
-            return None
-        line = int(match[1], 16)
-        if not self.line < line < self.sentLines:
-            return None
-        expected = self._source.piece(line, 0)[: min(self._source.size(line), ENOUGH)]
-        if head + self.difference[: len(expected) - begun] != expected:
-            return None
-        return line, self._startOf(line) + begun, 0
-
-    def _isThere(self, line: int, begin: int) -> bool | None:
-        """
-        Has this line come there? None: what has come of it is right.
-        """
-        assert self.difference is not None
-        need = min(self._source.size(line), ENOUGH)
-        expected = self._source.piece(line, 0)[:need]
-        came = bytes(self.difference[begin : begin + need])
-        if came == expected:
-            return True
-        return None if expected.startswith(came) else False
-
-    def _findShort(self, line: int, before: int) -> int | None:
-        """
-        Where has this line come that is too short for a header? It must be followed by the next
-        ones, until that is no coincidence.
-        """
-        assert self.difference is not None
-        if self._source.size(line) >= HEADER_ROOM and self._hasHeaders:
-            return None
-        expected = b""
-        following = line
-        while len(expected) < _FEW and following < self.sentLines:
-            expected += wholeLine(self._source, following)
-            following += 1
-        if len(expected) < _FEW:
-            return None
-        expected = expected[: max(_FEW, self._source.size(line))]
-        found = self.difference.find(expected, 0, before + len(expected) - 1)
-        return None if found < 0 else found
 
     def _settle(self, line: int, start: int, begin: int) -> bytes:
         """
@@ -337,10 +260,10 @@ class Comparison:
         offset, came, self.difference = self.position, bytes(self.difference), None
         trimmed, self._trimmed = self._trimmed, 0
         begin += trimmed
-        at = offset - self._lineStart
-        sent = self._slice(offset, start) if start > offset else b""
+        at = offset - self._sent.start
+        sent = self._sent.slice(offset, start) if start > offset else b""
         extra = begin - (start - offset)
-        expected = self._slice(offset, min(self.sent, offset + SHOWN))
+        expected = self._sent.slice(offset, min(self.sent, offset + SHOWN))
         if begin or extra:
             found = self._wholeLines(came[:begin]) if at == 0 else None
             if not (found and extra == begin and self._cameLate(found, extra, start)):
@@ -350,7 +273,7 @@ class Comparison:
                 else:
                     kind, length = self._classifier.classify(difference)
                 fault = self._report(kind, offset, length, self._seenAt, expected, came[:SHOWN])
-                if kind == LOST and not begin and start - self._startOf(line) == at:
+                if kind == LOST and not begin and start - self._sent.startOf(line) == at:
                     self._missing.append(Missing(fault, range(self.line, line)))
                 self.returnedBytes += max(0, start - offset)
                 if kind not in (INSERTED, DUPLICATED):
@@ -378,7 +301,7 @@ class Comparison:
         return lines
 
     def _lineAt(self, came: bytes, begin: int) -> int | None:
-        match = HEADER.match(came, begin) if self._hasHeaders else None
+        match = HEADER.match(came, begin) if self._finder.hasHeaders else None
         if match:
             candidates = [int(match[1], 16)]
         else:
@@ -416,7 +339,9 @@ class Comparison:
         """
         assert self.difference is not None
         position = self.position
-        sent = self._slice(position, min(self.sent, position + KEPT + 2 * len(self.difference)))
+        sent = self._sent.slice(
+            position, min(self.sent, position + KEPT + 2 * len(self.difference))
+        )
         tail = bytes(self.difference[-32:])
         found = sent.find(tail) if len(tail) > 3 else -1
         if found < 0:
@@ -432,70 +357,18 @@ class Comparison:
         cut = len(self.difference) - keep
         self._trimmed += cut - SHOWN
         del self.difference[SHOWN:cut]
-        self._searched = SHOWN
+        self._finder.begin(SHOWN)
 
     def _report(
         self, kind: str, offset: int, length: int, time: float, expected: bytes, came: bytes
     ) -> Fault:
-        line = self._lineOf(offset)
+        line = self._sent.lineOf(offset)
         fault = Fault(kind, line, offset, length, time, expected, came, self._connection)
         fault.local = self.local
         self._faults.add(fault)
         return fault
 
     def _moveTo(self, line: int, offset: int) -> None:
-        self.line, self._lineStart = line, self._startOf(line)
-        self._pieceNumber, self._pieceAt = divmod(offset - self._lineStart, PIECE)
+        self._sent.start, self._sent.line = self._sent.startOf(line), line
+        self._pieceNumber, self._pieceAt = divmod(offset - self._sent.start, PIECE)
         self._piece = None
-
-    def _startOf(self, line: int) -> int:
-        """
-        The offset of a line.
-        """
-        source = self._source
-        if source.shortest == source.longest:
-            size: int = source.longest
-            return self._lineStart + (line - self.line) * size
-        if line >= self.line:
-            return self._lineStart + sum(map(source.size, range(self.line, line)))
-        return self._lineStart - sum(map(source.size, range(line, self.line)))
-
-    def _lineOf(self, offset: int) -> int:
-        """
-        The line that holds the byte at this offset, or is the next to come there.
-        """
-        source = self._source
-        if source.shortest == source.longest:
-            size: int = source.longest
-            return self.line + (offset - self._lineStart) // size
-        line, start = self.line, self._lineStart
-        while start > offset:
-            line -= 1
-            start -= source.size(line)
-        while line < self.sentLines and start + source.size(line) <= offset:
-            start += source.size(line)
-            line += 1
-        return line
-
-    def _slice(self, begin: int, end: int) -> bytes:
-        """
-        The bytes of the sent stream between two offsets.
-        """
-        end = min(end, self.sent)
-        if begin >= end:
-            return b""
-        line = self._lineOf(begin)
-        start = at = self._startOf(line)
-        data = []
-        while at < end:
-            size = self._source.size(line)
-            for number in range(max(0, begin - start) // PIECE, (size + PIECE - 1) // PIECE):
-                if start + number * PIECE >= end:
-                    break
-                piece = self._source.piece(line, number)
-                at = start + number * PIECE
-                data.append(piece[max(0, begin - at) : end - at])
-            start += size
-            at = start
-            line += 1
-        return b"".join(data)

@@ -4,7 +4,6 @@ One checked connection: what it sends, what comes back, how it ends.
 
 import errno
 import ssl
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,16 +13,13 @@ from zope.interface import implementer
 from kvserver.check import run as runs
 from kvserver.check.compare import Comparison
 from kvserver.check.run import End, IChecked, Run
-from kvserver.check.stream import PIECE, ISource
+from kvserver.check.sending import Sending
+from kvserver.check.stream import ISource
 from kvserver.check.target import formatAddress, proxyHeader
-from kvserver.check.transport import IOwner, TLSTransport, Transport
+from kvserver.check.tls import TLSTransport
+from kvserver.check.transport import IOwner, Transport
 
 _RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
-
-TURN = 1 << 20
-"""
-How much one connection sends at a time, in bytes.
-"""
 
 QUIET = 1.0
 """
@@ -32,19 +28,13 @@ When something wrong has come, and then nothing for so long, in seconds, nothing
 
 
 @implementer(IOwner, IChecked)
-class CheckedConnection:
+class CheckedConnection(Sending):
     """
     A connection to the target.
 
     @ivar number: Its number in the run, from 0.
 
     @ivar local: Our end of it, as the other end's log has it; None: it is not established.
-
-    @ivar ending: How it ended, one of the names in L{kvserver.check.run}; None: it has not.
-
-    @ivar comparison: What came back, against what was sent.
-
-    @ivar source: Its lines.
 
     @ivar connectTimeout: How long it may take to be accepted, in seconds.
 
@@ -77,28 +67,18 @@ class CheckedConnection:
         if sizes is not None:
             run.sizes[self.number] = sizes
         self.local: str | None = None
-        self.ending: str | None = None
         self.failure: str | None = None
         self.announced: str | None = None
-        self.isOpen = False
         self.beginnings = b""
         self.onPassed: Callable[[int], None] = lambda count: None
         self.onOpen: Callable[[], None] = lambda: None
         self.onEnd: Callable[[], None] = lambda: None
-        self.source: ISource = source or run.foreign(self.number)
+        super().__init__(run.clock, source or run.foreign(self.number))
         foreign = run.foreign if source is None else None
         self.comparison = Comparison(self.source, run.faults, self.number, foreign, self._passed)
-        self.transport: Transport
-        self._goal = 0
-        self._line = self._pieceNumber = self._generated = 0
-        self._partial: bytes | None = None
-        self._ready: deque[float] = deque()
-        self._unsent: deque[tuple[int, float]] = deque()
-        self._flight: deque[tuple[float, float]] = deque()
-        self._buffer = memoryview(b"")
-        self._endsOutput = self._outputEnded = self._peerEnded = False
+        self._peerEnded = False
         self._isPaused = False
-        self._begunAt = self._stageBegan = self._progress = self.lastReceived = run.clock()
+        self._begunAt = self._stageBegan = self.lastReceived = run.clock()
         self._addresses = list(run.addresses)
         self._waiting: list[tuple[Callable[[], bool], Deferred[bool]]] = []
         self._now = 0.0
@@ -190,149 +170,7 @@ class CheckedConnection:
         """
         return self.isOpen
 
-    # Sending
-
-    def send(self, size: int) -> None:
-        """
-        Send so many bytes more of the stream.
-        """
-        self._goal += size
-        self.pump()
-
-    def sendLines(self, count: int) -> None:
-        """
-        Send so many lines more.
-        """
-        line = self._lineAtGoal
-        self._lineAtGoal += count
-        self.send(sum(map(self.source.size, range(line, line + count))))
-
-    _lineAtGoal = 0
-
-    def give(self, count: int, due: float) -> None:
-        """
-        So many lines more are due at that time. L{pump} sends them.
-        """
-        self._ready.extend([due] * count)
-        size = self.source.size
-        for line in range(self._lineAtGoal, self._lineAtGoal + count):
-            self._goal += size(line)
-        self._lineAtGoal += count
-
-    def takeBack(self) -> list[float]:
-        """
-        Of the lines that were given, those that have not been sent: when they were due.
-        """
-        return [due for _, due in self._unsent] + list(self._ready)
-
-    @property
-    def inFlight(self) -> int:
-        """
-        How many of the lines that were given are not behind us.
-        """
-        return self._lineAtGoal - self.comparison.line
-
-    def pump(self) -> None:
-        """
-        Send what is to be sent.
-        """
-        if not self.isOpen or self.ending is not None:
-            return
-        comparison = self.comparison
-        limit = comparison.sent + TURN
-        while True:
-            if comparison.sent > limit:
-                # The others have their turn.
-                self.transport.askForTurn()
-                return
-            if not self._buffer:
-                self._generate()
-                if not self._buffer:
-                    break
-            now = self.run.clock()
-            wasOwed = self.owes
-            sent = self.transport.send(self._buffer)
-            if not sent:
-                return
-            self._buffer = self._buffer[sent:]
-            total = comparison.sent + sent
-            lines = 0
-            while self._unsent and self._unsent[0][0] <= total:
-                self._flight.append((self._unsent.popleft()[1], now))
-                lines += 1
-            comparison.wrote(sent, lines)
-            if not wasOwed:
-                self._progress = now
-            if self._buffer:
-                return
-        if self._endsOutput and not self._outputEnded:
-            self._outputEnded = True
-            self._progress = self.run.clock()
-            self.transport.sendEnd()
-
-    def _generate(self) -> None:
-        """
-        Generate about a L{PIECE} of what is to be sent.
-        """
-        room = self._goal - self._generated
-        if room <= 0:
-            return
-        source, ready, unsent = self.source, self._ready, self._unsent
-        parts = []
-        size = 0
-        while size < PIECE and size < room:
-            piece = self._partial
-            if piece is None:
-                piece = source.piece(self._line, self._pieceNumber)
-            self._partial = None
-            if len(piece) > room - size:
-                self._partial = piece[room - size :]
-                piece = piece[: room - size]
-                size += len(piece)
-                parts.append(piece)
-                break
-            parts.append(piece)
-            size += len(piece)
-            if (self._pieceNumber + 1) * PIECE < source.size(self._line):
-                self._pieceNumber += 1
-            else:
-                self._line += 1
-                self._pieceNumber = 0
-                due = ready.popleft() if ready else 0.0
-                unsent.append((self._generated + size, due))
-        self._generated += size
-        self._buffer = memoryview(b"".join(parts) if len(parts) > 1 else parts[0])
-
-    def sendNoMore(self) -> None:
-        """
-        End with the line that has been begun.
-        """
-        begun = self.source.size(self._line) - self._pieceNumber * PIECE
-        if self._partial is not None:
-            begun = len(self._partial) + max(0, begun - PIECE)
-        elif not self._pieceNumber:
-            begun = 0
-        self._goal = self._generated + begun
-        self._lineAtGoal = self._line + (begun > 0)
-        self.pump()
-
-    def sendUrgent(self) -> None:
-        """
-        Send the next byte of the stream as urgent. All before it has been sent.
-        """
-        piece = self._partial or self.source.piece(self._line, self._pieceNumber)
-        self.transport.sendUrgent(piece[:1])
-        self._partial = piece[1:]
-        self._goal += 1
-        self._generated += 1
-        self.comparison.wrote(1, 0)
-
-    def sendEnd(self) -> None:
-        """
-        When all is sent, say so: FIN, or close_notify.
-        """
-        self._endsOutput = True
-        self.pump()
+    # Receiving
 
     def pauseReading(self) -> None:
         """
@@ -348,8 +186,6 @@ class CheckedConnection:
         self._isPaused = False
         self._progress = self.lastReceived = self.run.clock()
         self.transport.resumeReading()
-
-    # Receiving
 
     def dataReceived(self, data: bytes) -> None:
         """
@@ -398,13 +234,6 @@ class CheckedConnection:
             self._check()
 
     # Ending
-
-    @property
-    def owes(self) -> bool:
-        """
-        Is a whole line owed, or the other side's close?
-        """
-        return self.comparison.line < self.comparison.sentLines or self._outputEnded
 
     def look(self, now: float) -> None:
         """

@@ -175,13 +175,15 @@ class Rich:
         self._progress.stop()
         for line in text.summary(result):
             self._console.print(line, markup=False, soft_wrap=True)
-        names, *rows = text.latencyTable(result)
-        if rows:
+        rows = text.latencyTable(result)
+        if len(rows) > 1:
             table = Table(box=box.SIMPLE_HEAD)
+            # Upright, since a terminal may have no more than 80 columns.
+            names, *columns = zip(*rows, strict=True)
             for number, name in enumerate(names):
                 table.add_column(name, justify="right" if number else "left")
-            for row in rows:
-                table.add_row(*row)
+            for cells in columns:
+                table.add_row(*cells)
             self._console.print(table)
             self._console.print(f"p99 over time  {curve(run)}", soft_wrap=True)
         style = "bold red" if result["result"] == BROKEN else "bold"

@@ -13,6 +13,18 @@ PIECE = 1 << 16
 The most of a line that is generated at a time, in bytes.
 """
 
+SUMMED = 4096
+"""
+How much of a line's body its checksum is of, in bytes: it is for people who read a dump of packets;
+the checker compares all bytes.
+"""
+
+_REMEMBERED = 64
+"""
+How many of the last lines of a connection are remembered, if they are no longer than L{SUMMED}:
+most come back before they would have to be generated again. A power of two.
+"""
+
 LONGEST = 1 << 30
 """
 The longest line that is sent, in bytes.
@@ -99,8 +111,8 @@ class Pool:
 class Stream:
     """
     The lines of one connection. A line has a header (L{HEADER}) and a body; the checksum is the
-    CRC-32 of the body's bytes in the line's first L{PIECE}. A line that is too short for it has as
-    much of the header as there is room for.
+    CRC-32 of the body's first L{SUMMED} bytes, its LF not included. A line that is too short for it
+    has as much of the header as there is room for.
     """
 
     def __init__(self, pool: Pool, connection: int, sizes: tuple[int, int]) -> None:
@@ -112,6 +124,7 @@ class Stream:
         self._pool = pool
         self._span = self.longest - self.shortest + 1
         self._base = (connection + 1) * 0xBF58476D1CE4E5B9 & _MASK
+        self._recent: list[tuple[int, bytes]] = [(-1, b"")] * _REMEMBERED
 
     def size(self, line: int) -> int:
         """
@@ -125,6 +138,16 @@ class Stream:
         """
         See L{ISource}.
         """
+        slot = line & _REMEMBERED - 1
+        remembered, data = self._recent[slot]
+        if remembered == line and not number:
+            return data
+        data = self._generate(line, number)
+        if len(data) <= SUMMED and not number:
+            self._recent[slot] = line, data
+        return data
+
+    def _generate(self, line: int, number: int) -> bytes:
         size = self.longest if self._span == 1 else self.size(line)
         key = line * _SPREAD + self._base & _MASK
         if number:
@@ -141,11 +164,11 @@ class Stream:
         room = min(size, PIECE) - len(names) - 9
         if size > PIECE:
             body = self._pool.cut(key, room)
-            return b"%b%08x %b" % (names, zlib.crc32(body), body)
+            return b"%b%08x %b" % (names, zlib.crc32(body[:SUMMED]), body)
         if room < 1:
             return (b"%b%08x " % (names, key >> 32))[: size - 1] + b"\n"
         body = self._pool.cut(key, room - 1)
-        return b"%b%08x %b\n" % (names, zlib.crc32(body), body)
+        return b"%b%08x %b\n" % (names, zlib.crc32(body[:SUMMED]), body)
 
 
 @implementer(ISource)

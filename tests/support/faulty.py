@@ -317,6 +317,7 @@ class FaultyProxy:
         self.target = target
         self.swap: list[queue.Queue[bytes]] = [queue.Queue(), queue.Queue()]
         self._relay = relay
+        self._relays: list[Relay] = []
         self._refusesEach = refusesEach
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
@@ -331,7 +332,9 @@ class FaultyProxy:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     client.close()
                 else:
-                    self._relay(self, number, client).start()
+                    relay = self._relay(self, number, client)
+                    self._relays.append(relay)
+                    relay.start()
                 number += 1
 
     def __enter__(self) -> Self:
@@ -344,3 +347,7 @@ class FaultyProxy:
         tb: TracebackType | None,
     ) -> None:
         self._listener.close()
+        for relay in self._relays:
+            for side in (relay.client, relay.server):
+                with contextlib.suppress(OSError):
+                    side.shutdown(socket.SHUT_RDWR)

@@ -70,7 +70,7 @@ def cmp(sent: bytes, received: bytes) -> int:
     The first byte that differs.
     """
     return next(
-        (at for at, (one, other) in enumerate(zip(sent, received)) if one != other),
+        (at for at, (one, other) in enumerate(zip(sent, received, strict=False)) if one != other),
         min(len(sent), len(received)),
     )
 

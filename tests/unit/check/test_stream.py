@@ -8,7 +8,16 @@ import zlib
 import pytest
 from zope.interface.verify import verifyObject
 
-from kvserver.check.stream import HEADER, PIECE, FixedLines, ISource, Pool, Stream, wholeLine
+from kvserver.check.stream import (
+    HEADER,
+    PIECE,
+    SUMMED,
+    FixedLines,
+    ISource,
+    Pool,
+    Stream,
+    wholeLine,
+)
 
 
 def test_it_can_be_generated_again() -> None:
@@ -42,7 +51,7 @@ def test_the_header_names_the_line(size: int) -> None:
     match = HEADER.match(line)
     assert match
     assert (match[1], match[2]) == (b"1f", b"2a")
-    body = line[match.end() : PIECE].removesuffix(b"\n")
+    body = line[match.end() :].removesuffix(b"\n")[:SUMMED]
     assert match[0][-9:-1] == b"%08x" % zlib.crc32(body)
 
 
@@ -54,7 +63,7 @@ def test_neighbours_differ_from_their_first_byte_on() -> None:
         assert len({stream.piece(line, 0)[0] for stream in streams}) == 30
 
 
-@pytest.mark.parametrize(("size", "count"), [(64, 20_000), (PIECE, 40)])
+@pytest.mark.parametrize(("size", "count"), [(64, 10_000), (PIECE, 24)])
 def test_it_can_not_be_compressed(size: int, count: int) -> None:
     stream = Stream(Pool(1, binary=True), 0, (size, size))
     data = b"".join(wholeLine(stream, line) for line in range(count))
