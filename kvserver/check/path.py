@@ -2,7 +2,7 @@
 A path that is tried: the connections of a rule, and what is said of them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,14 +174,14 @@ def _nothing() -> None:
     pass
 
 
-_WORDS: dict[str, Callable[[Fault], str]] = {
-    kinds.LOST: lambda fault: f"{fault.length:,} bytes were lost",
-    kinds.DAMAGED: lambda fault: f"{fault.length:,} bytes were changed",
-    kinds.DUPLICATED: lambda fault: f"{fault.length:,} bytes came twice",
-    kinds.INSERTED: lambda fault: f"{fault.length:,} bytes came that nobody sent",
-    kinds.REORDERED: lambda fault: f"lines came in another order ({fault.length:,} bytes)",
-    kinds.CROSSED: lambda fault: f"a line of another connection came ({fault.length:,} bytes)",
-    kinds.EARLY: lambda fault: f"{fault.length:,} bytes of a line came before its end was sent",
+_WORDS = {
+    kinds.LOST: "lost",
+    kinds.DAMAGED: "changed",
+    kinds.DUPLICATED: "sent back a second time",
+    kinds.INSERTED: "inserted that nobody sent",
+    kinds.REORDERED: "sent back in another order",
+    kinds.CROSSED: "another connection's",
+    kinds.EARLY: "sent back before their line was complete",
 }
 
 
@@ -189,10 +189,10 @@ def describe(fault: Fault) -> str:
     """
     A fault in words.
     """
-    words = _WORDS[fault.kind](fault)
+    size = "1 byte was" if fault.length == 1 else f"{fault.length:,} bytes were"
     return (
-        f"{words}, on connection {fault.connection}, line {fault.line}, from offset "
-        f"{fault.offset:,} on"
+        f"{size} {_WORDS[fault.kind]}: connection {fault.connection}, line {fault.line}, from "
+        f"offset {fault.offset} on"
     )
 
 

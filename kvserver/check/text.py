@@ -36,7 +36,7 @@ def endLine(run: Run, end: End) -> str:
     """
     local = end.local or "not established"
     return (
-        f"end: {end.ending}: connection {end.connection} ({local}) at offset {end.offset:,}, "
+        f"end: {end.ending}: connection {end.connection} ({local}) at offset {end.offset}, "
         f"{end.outstanding:,} bytes outstanding, at {run.time(end.time):.3f} s"
     )
 
@@ -49,7 +49,7 @@ def intervalLine(interval: Interval, faults: int) -> str:
     return (
         f"{interval.begin + interval.duration:8.1f} s  {rate:10,.0f} lines/s  "
         f"p50 {duration(interval.p50)}  p99 {duration(interval.p99)}  "
-        f"max {duration(interval.longest)}  {faults:,} faults"
+        f"max {duration(interval.longest)}  faults {faults:,}"
     )
 
 

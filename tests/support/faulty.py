@@ -350,4 +350,8 @@ class FaultyProxy:
         for relay in self._relays:
             for side in (relay.client, relay.server):
                 with contextlib.suppress(OSError):
+                    # By RST: the daemon is not to wait for what nobody will read.
+                    side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    # That also wakes the threads that use it.
                     side.shutdown(socket.SHUT_RDWR)
+                    side.close()
