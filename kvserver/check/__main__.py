@@ -18,12 +18,14 @@ from twisted.python.failure import Failure
 
 from kvserver import __version__
 from kvserver.check import text
+from kvserver.check.contract import raiseDescriptors
+from kvserver.check.giving import DEPTH, DURATION, Plan
 from kvserver.check.latency import Latency, MissingExtra
-from kvserver.check.load import DEPTH, DURATION, Load, Plan
+from kvserver.check.load import Load
 from kvserver.check.options import UsageError, parseArguments
 from kvserver.check.path import Check, Path
 from kvserver.check.report import document
-from kvserver.check.rules import RULES, raiseDescriptors, tryRules
+from kvserver.check.rules import RULES, tryRules
 from kvserver.check.run import Run, Settings
 from kvserver.check.screen import screenFor
 from kvserver.check.serverlog import ServerLog

@@ -5,7 +5,6 @@ As long as both are the same it only compares. At the first difference it keeps 
 later line is in its place again, and then says what the difference was.
 """
 
-from collections import deque
 from collections.abc import Callable
 
 from kvserver.check.classify import Classifier, Difference, commonPrefix
@@ -15,32 +14,19 @@ from kvserver.check.faults import (
     EARLY,
     INSERTED,
     LOST,
-    REORDERED,
     SHOWN,
     Fault,
     Faults,
 )
+from kvserver.check.missing import MissingLines
 from kvserver.check.place import PlaceFinder
 from kvserver.check.sent import Sent
-from kvserver.check.stream import HEADER, PIECE, ISource, wholeLine
-
-_TRIED = 256
+from kvserver.check.stream import PIECE, ISource
 
 KEPT = 1 << 20
 """
 How much is kept of what comes after a difference, in bytes, besides two of the longest lines.
 """
-
-
-class Missing:
-    """
-    Whole lines that did not come in their place. If they come later, they were reordered.
-    """
-
-    def __init__(self, fault: Fault, lines: range) -> None:
-        self.fault = fault
-        self.lines = lines
-        self.came = 0
 
 
 class Comparison:
@@ -94,7 +80,7 @@ class Comparison:
         self._seenAt = 0.0
         self._trimmed = 0
         self._early: Fault | None = None
-        self._missing: deque[Missing] = deque(maxlen=16)
+        self._missing = MissingLines(self._sent, self._finder.hasHeaders, faults)
 
     @property
     def sent(self) -> int:
@@ -265,8 +251,8 @@ class Comparison:
         extra = begin - (start - offset)
         expected = self._sent.slice(offset, min(self.sent, offset + SHOWN))
         if begin or extra:
-            found = self._wholeLines(came[:begin]) if at == 0 else None
-            if not (found and extra == begin and self._cameLate(found, extra, start)):
+            isLate = at == 0 and extra == begin and self._missing.came(came[:begin], start)
+            if not isLate:
                 difference = Difference(offset, sent, came, begin, extra)
                 if trimmed:
                     kind, length = (INSERTED, extra) if extra > 0 else (DAMAGED, len(sent))
@@ -274,7 +260,7 @@ class Comparison:
                     kind, length = self._classifier.classify(difference)
                 fault = self._report(kind, offset, length, self._seenAt, expected, came[:SHOWN])
                 if kind == LOST and not begin and start - self._sent.startOf(line) == at:
-                    self._missing.append(Missing(fault, range(self.line, line)))
+                    self._missing.add(fault, range(self.line, line))
                 self.returnedBytes += max(0, start - offset)
                 if kind not in (INSERTED, DUPLICATED):
                     self.returnedBytes -= min(length, max(0, start - offset))
@@ -285,52 +271,6 @@ class Comparison:
             self._passed(line - self.line, False)
         self._moveTo(line, start)
         return came[begin - trimmed :]
-
-    def _wholeLines(self, came: bytes) -> list[int] | None:
-        """
-        The numbers of the lines of this connection that C{came} consists of; None: of others, too.
-        """
-        lines = []
-        begin = 0
-        while begin < len(came):
-            line = self._lineAt(came, begin)
-            if line is None:
-                return None
-            lines.append(line)
-            begin += self._source.size(line)
-        return lines
-
-    def _lineAt(self, came: bytes, begin: int) -> int | None:
-        match = HEADER.match(came, begin) if self._finder.hasHeaders else None
-        if match:
-            candidates = [int(match[1], 16)]
-        else:
-            candidates = [line for missing in self._missing for line in missing.lines[:_TRIED]]
-        for line in candidates:
-            if line < self.sentLines and came.startswith(wholeLine(self._source, line), begin):
-                return line
-        return None
-
-    def _cameLate(self, found: list[int], extra: int, start: int) -> bool:
-        """
-        Are these lines that were missing before? Then that was no loss.
-        """
-        for missing in self._missing:
-            late = [line for line in set(found) if line in missing.lines]
-            if late:
-                missing.came += len(late)
-                size = sum(self._source.size(line) for line in late)
-                fault = missing.fault
-                if missing.came < len(missing.lines):
-                    self._faults.amend(fault, LOST, fault.length - size)
-                elif extra > size:
-                    self._faults.amend(fault, DUPLICATED, extra - size)
-                else:
-                    self._faults.amend(fault, REORDERED, start - fault.offset)
-                if missing.came >= len(missing.lines):
-                    self._missing.remove(missing)
-                return True
-        return False
 
     def _likelyEnd(self) -> int:
         """

@@ -2,7 +2,6 @@
 One checked connection: what it sends, what comes back, how it ends.
 """
 
-import errno
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +11,14 @@ from zope.interface import implementer
 
 from kvserver.check import run as runs
 from kvserver.check.compare import Comparison
+from kvserver.check.reasons import RESETS, meaningOf, reasonOf
 from kvserver.check.run import End, IChecked, Run
 from kvserver.check.sending import Sending
 from kvserver.check.stream import ISource
 from kvserver.check.target import formatAddress, proxyHeader
 from kvserver.check.tls import TLSTransport
 from kvserver.check.transport import IOwner, Transport
-
-_RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
+from kvserver.check.waiting import Waiting
 
 QUIET = 1.0
 """
@@ -28,7 +27,7 @@ When something wrong has come, and then nothing for so long, in seconds, nothing
 
 
 @implementer(IOwner, IChecked)
-class CheckedConnection(Sending):
+class CheckedConnection(Sending, Waiting):
     """
     A connection to the target.
 
@@ -80,7 +79,7 @@ class CheckedConnection(Sending):
         self._isPaused = False
         self._begunAt = self._stageBegan = self.lastReceived = run.clock()
         self._addresses = list(run.addresses)
-        self._waiting: list[tuple[Callable[[], bool], Deferred[bool]]] = []
+        self._waiting = []
         self._now = 0.0
 
     linesSent = property(lambda self: self.comparison.sentLines)
@@ -274,16 +273,16 @@ class CheckedConnection(Sending):
         """
         if isinstance(error, ssl.SSLError):
             if not self.isOpen:
-                self.failure = f"TLS handshake failed: {_reasonOf(error)}"
+                self.failure = f"TLS handshake failed: {reasonOf(error)}"
             self.end(runs.ALERT)
         elif self.local is not None:
             if not self.isOpen:
                 self.failure = "reset during the TLS handshake"
             self.end(runs.RESET)
-        elif error.errno in _RESETS:
+        elif error.errno in RESETS:
             self._failedToConnect("reset", runs.RESET)
         else:
-            self._failedToConnect(_meaning(error), runs.REFUSED)
+            self._failedToConnect(meaningOf(error), runs.REFUSED)
 
     def _failedToConnect(self, why: str, ending: str) -> None:
         if self.ending is not None:
@@ -342,25 +341,6 @@ class CheckedConnection(Sending):
 
     # Waiting
 
-    def until(self, condition: Callable[[], bool]) -> "Deferred[bool]":
-        """
-        Wait until something is so. Each wait ends, since the connection does.
-
-        @return: Fires with whether it is so; False: the connection has ended before.
-        """
-        waiting: Deferred[bool] = Deferred()
-        self._waiting.append((condition, waiting))
-        self._check()
-        return waiting
-
-    def _check(self) -> None:
-        for entry in list(self._waiting):
-            condition, waiting = entry
-            isSo = condition()
-            if (isSo or self.ending is not None) and entry in self._waiting:
-                self._waiting.remove(entry)
-                waiting.callback(isSo)
-
     def allBack(self) -> "Deferred[bool]":
         """
         Wait until all that was sent is back.
@@ -377,21 +357,3 @@ class CheckedConnection(Sending):
             # What came instead of it has come.
             self.run.reactor.callLater(0, self.close)
         return False
-
-
-def _meaning(error: OSError) -> str:
-    if error.errno is None:
-        return str(error)
-    return {
-        errno.ECONNREFUSED: "connection refused",
-        errno.ETIMEDOUT: "no answer",
-        errno.ENOENT: "no such UNIX socket",
-        errno.EMFILE: "too many open files here",
-    }.get(error.errno, errno.errorcode.get(error.errno, str(error)))
-
-
-def _reasonOf(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate verify failed: {error.verify_message}"
-    reason = error.reason or str(error)
-    return reason.lower().replace("_", " ")

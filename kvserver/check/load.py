@@ -2,26 +2,16 @@
 Many lines on many connections, by a schedule.
 """
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from kvserver.check import run as runs
 from kvserver.check.connection import QUIET, CheckedConnection
+from kvserver.check.giving import DEPTH, Client, Giving, Plan
 from kvserver.check.latency import Interval
 from kvserver.check.run import Run
-
-DEPTH = 16
-
-DURATION = 10.0
-
-_TICK = 0.0002
-"""
-The least time between two looks at what is due, in seconds; epoll(7) waits for whole milliseconds.
-"""
 
 _RETRY = 0.1
 """
@@ -40,52 +30,8 @@ _LEAVE = 3.0
 When interrupted: how long lines in flight, and then closes, are waited for, in seconds.
 """
 
-_WAITING = 1_000_000
 
-
-@dataclass(frozen=True)
-class Plan:
-    """
-    What is to be sent.
-
-    @ivar connections: How many at once.
-
-    @ivar rate: Lines a second, for all of them. None: a line is sent when another is back.
-
-    @ivar depth: How many lines may be in flight on each. None: any number.
-
-    @ivar lines: How many in all. None: no bound.
-
-    @ivar duration: For how long, in seconds. None: no bound.
-
-    @ivar churn: After how many lines a connection is replaced. None: never.
-
-    @ivar soak: Are connections replaced that have ended by themselves?
-    """
-
-    connections: int = 1
-    rate: float | None = None
-    depth: int | None = DEPTH
-    lines: int | None = None
-    duration: float | None = DURATION
-    churn: int | None = None
-    soak: bool = False
-
-
-class _Client:
-    """
-    A connection of a load.
-
-    @ivar quota: How many lines it may still be given. None: any number.
-    """
-
-    def __init__(self, connection: CheckedConnection, quota: int | None) -> None:
-        self.connection = connection
-        self.quota = quota
-        self.given = 0
-
-
-class Load:
+class Load(Giving):
     """
     A load.
 
@@ -93,19 +39,8 @@ class Load:
     """
 
     def __init__(self, run: Run, plan: Plan) -> None:
-        self._run = run
-        self._plan = plan
-        self._left = plan.lines
-        self._clients: list[_Client] = []
-        self._next = 0
-        self._waiting: deque[float] = deque(maxlen=_WAITING)
-        self._due = 0
-        self._begin: float | None = None
-        self._scheduled = 0
-        self._isOver = False
-        self._begun = 0
+        super().__init__(run, plan)
         self._retries: set[Any] = set()
-        self._calls: list[Any] = []
         self._lastTick = 0.0
         self.done: Deferred[None] = Deferred()
         self.onInterval: Callable[[Interval], None] = lambda interval: None
@@ -144,10 +79,6 @@ class Load:
         self._later(_LEAVE, self._closeAll)
         self._checkDone()
 
-    def _later(self, delay: float, call: Callable[[], None]) -> None:
-        self._calls = [each for each in self._calls if each.active()]
-        self._calls.append(self._run.reactor.callLater(delay, call))
-
     def _endAll(self) -> None:
         for client in list(self._clients):
             if client.connection.isOpen:
@@ -163,7 +94,7 @@ class Load:
 
     def _connect(self) -> None:
         connection = CheckedConnection(self._run)
-        client = _Client(connection, self._plan.churn)
+        client = Client(connection, self._plan.churn)
         if self._plan.soak and self._begin is not None:
             connection.connectTimeout = min(connection.connectTimeout, _ATTEMPT)
         connection.onOpen = lambda: self._opened(client)
@@ -172,7 +103,7 @@ class Load:
         self._clients.append(client)
         connection.begin()
 
-    def _opened(self, client: _Client) -> None:
+    def _opened(self, client: Client) -> None:
         now = self._run.clock()
         if self._begin is None:
             self._begin = now
@@ -187,7 +118,7 @@ class Load:
         self._giveWaiting(client)
         self._checkEnd(client)
 
-    def _ended(self, client: _Client) -> None:
+    def _ended(self, client: Client) -> None:
         connection = client.connection
         self._clients.remove(client)
         back = connection.takeBack()
@@ -207,8 +138,6 @@ class Load:
         else:
             for other in list(self._clients):
                 self._giveWaiting(other)
-                if self._plan.rate is None and len(back):
-                    self._give(other, 0, 0.0)
         self._checkDone()
 
     def _retryLater(self, delay: float) -> None:
@@ -222,13 +151,6 @@ class Load:
         call = self._run.reactor.callLater(delay, retry)
         self._retries.add(call)
 
-    def _isFinished(self) -> bool:
-        """
-        Is nothing left to be sent?
-        """
-        isOver = self._isOver or self._left == 0
-        return isOver and not self._waiting
-
     def _checkDone(self) -> None:
         if self._clients or self._retries or self.done.called:
             return
@@ -239,86 +161,6 @@ class Load:
             now = self._run.clock()
             self._run.latency.tick(self._run.time(self._lastTick), now - self._lastTick)
         self.done.callback(None)
-
-    # Lines
-
-    def _give(self, client: _Client, count: int, due: float) -> int:
-        """
-        Let a connection send lines that are due now.
-
-        @return: How many.
-        """
-        if self._isOver:
-            return 0
-        count = self._grant(client, count)
-        if self._left is not None:
-            count = min(count, self._left)
-            self._left -= count
-        if count:
-            client.given += count
-            self._count(count)
-            client.connection.give(count, due)
-        return count
-
-    def _grant(self, client: _Client, count: int) -> int:
-        if client.quota is not None:
-            count = min(count, client.quota)
-            client.quota -= count
-        return count
-
-    def _hasRoom(self, client: _Client) -> bool:
-        connection = client.connection
-        depth = self._plan.depth
-        return (
-            connection.isOpen
-            and connection.ending is None
-            and client.quota != 0
-            and (depth is None or connection.inFlight < depth)
-        )
-
-    def _giveWaiting(self, client: _Client) -> None:
-        """
-        Lines that were due before, and found no room.
-        """
-        given = False
-        while self._waiting and self._hasRoom(client):
-            self._grant(client, 1)
-            client.connection.give(1, self._waiting.popleft())
-            given = True
-        if given:
-            client.connection.pump()
-
-    def _passed(self, client: _Client, count: int) -> None:
-        self._count(-count)
-        if self._plan.rate is None:
-            if self._give(client, count, self._run.clock()):
-                client.connection.pump()
-        elif self._waiting:
-            self._giveWaiting(client)
-        if self._isOver or self._left == 0 or client.quota == 0:
-            self._checkEnd(client)
-
-    def _checkEnd(self, client: _Client) -> None:
-        """
-        When all is back that a connection was to send, it ends.
-        """
-        connection = client.connection
-        isLast = client.quota == 0 or self._isFinished()
-        if isLast and connection.isOpen and connection.inFlight == 0:
-            connection.sendEnd()
-
-    def _count(self, change: int) -> None:
-        """
-        So many lines more are due, or are no more.
-        """
-        self._due += change
-        if self._plan.rate is None:
-            if self._isOver and self._due <= 0:
-                self._run.owedSince = None
-        elif self._due <= 0:
-            self._run.owedSince = None
-        elif self._run.owedSince is None:
-            self._run.owedSince = self._run.clock()
 
     def _stopGiving(self) -> None:
         """
@@ -339,56 +181,6 @@ class Load:
 
     # Time
 
-    def _tick(self) -> None:
-        """
-        Give the lines that have become due.
-        """
-        rate = self._plan.rate
-        if self._isOver or rate is None or self._begin is None:
-            return
-        now = self._run.clock()
-        pauses = self._run.pauses
-        if pauses is not None:
-            pauses.look(now)
-        isFirst = True
-        touched: list[_Client] = []
-        while True:
-            due = self._begin + self._scheduled / rate
-            if due > now:
-                break
-            if self._left == 0:
-                break
-            if isFirst and pauses is not None:
-                pauses.note(now - due)
-            isFirst = False
-            self._scheduled += 1
-            if self._left is not None:
-                self._left -= 1
-            self._count(1)
-            client = None if self._waiting else self._nextClient()
-            if client is None:
-                self._waiting.append(due)
-            else:
-                self._grant(client, 1)
-                client.connection.give(1, due)
-                touched.append(client)
-        for client in dict.fromkeys(touched):
-            client.connection.pump()
-        if self._left == 0:
-            for client in list(self._clients):
-                self._checkEnd(client)
-            return
-        following = self._begin + self._scheduled / rate
-        self._later(max(_TICK, following - self._run.clock()), self._tick)
-
-    def _nextClient(self) -> _Client | None:
-        for _ in range(len(self._clients)):
-            self._next = (self._next + 1) % len(self._clients)
-            client = self._clients[self._next]
-            if self._hasRoom(client):
-                return client
-        return None
-
     def _tickSecond(self) -> None:
         latency = self._run.latency
         now = self._run.clock()
@@ -401,7 +193,7 @@ class Load:
             self._probe(client, now)
         self._later(1.0, self._tickSecond)
 
-    def _probe(self, client: _Client, now: float) -> None:
+    def _probe(self, client: Client, now: float) -> None:
         """
         After a difference, nothing comes any more: one more line shows where the place is, or the
         end does.
