@@ -4,7 +4,6 @@ C{kvcheck}: from the arguments to the exit status.
 
 import argparse
 import json
-import os
 import random
 import signal
 import ssl
@@ -27,7 +26,7 @@ from kvserver.check.path import Check, Path
 from kvserver.check.report import document
 from kvserver.check.rules import RULES, tryRules
 from kvserver.check.run import Run, Settings
-from kvserver.check.screen import screenFor
+from kvserver.check.screen import say, screenFor
 from kvserver.check.serverlog import ServerLog
 from kvserver.check.target import Address, clientContext, resolve
 
@@ -197,12 +196,13 @@ class Main:
 
     def _finish(self, run: Run, checks: list[Check] | None) -> None:
         run.finish()
-        if not run.opened and not run.interrupted:
-            self._fail(f"{self._options.target.name}: {run.whyNot or 'no connection'}")
+        if not run.opened:
+            why = run.whyNot or "interrupted before a connection came about"
+            self._fail(f"{self._options.target.name}: {why}")
             return
         result = document(run, checks, self._options.max_p99)
         if self._options.json:
-            print(json.dumps(result), flush=True)
+            say(json.dumps(result), sys.stdout)
         else:
             self._screen.report(run, result)
         if self._latency is not None:
@@ -262,11 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: reactor.callFromThread(running.interrupt))
     reactor.callWhenRunning(running.start)
-    try:
-        reactor.run(installSignalHandlers=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    reactor.run(installSignalHandlers=False)
     return running.status
 
 

@@ -5,6 +5,7 @@ As long as both are the same it only compares. At the first difference it keeps 
 later line is in its place again, and then says what the difference was.
 """
 
+import math
 from collections.abc import Callable
 
 from kvserver.check.classify import Classifier, Difference, commonPrefix
@@ -136,6 +137,7 @@ class Comparison:
 
         @param now: The time, by the monotonic clock, in seconds.
         """
+        self._missing.tell(now)
         while True:
             if self.difference is None:
                 data = self._advance(data)
@@ -170,6 +172,7 @@ class Comparison:
             if line > self.line:
                 self._passed(line - self.line, False)
             self._moveTo(line, self.sent)
+        self._missing.tell(math.inf)
 
     def _advance(self, data: bytes) -> bytes:
         """
@@ -258,8 +261,11 @@ class Comparison:
                     kind, length = (INSERTED, extra) if extra > 0 else (DAMAGED, len(sent))
                 else:
                     kind, length = self._classifier.classify(difference)
-                fault = self._report(kind, offset, length, self._seenAt, expected, came[:SHOWN])
-                if kind == LOST and not begin and start - self._sent.startOf(line) == at:
+                isWhole = kind == LOST and not begin and start - self._sent.startOf(line) == at
+                fault = self._report(
+                    kind, offset, length, self._seenAt, expected, came[:SHOWN], not isWhole
+                )
+                if isWhole:
                     self._missing.add(fault, range(self.line, line))
                 self.returnedBytes += max(0, start - offset)
                 if kind not in (INSERTED, DUPLICATED):
@@ -300,12 +306,19 @@ class Comparison:
         self._finder.begin(SHOWN)
 
     def _report(
-        self, kind: str, offset: int, length: int, time: float, expected: bytes, came: bytes
+        self,
+        kind: str,
+        offset: int,
+        length: int,
+        time: float,
+        expected: bytes,
+        came: bytes,
+        isKnown: bool = True,
     ) -> Fault:
         line = self._sent.lineOf(offset)
         fault = Fault(kind, line, offset, length, time, expected, came, self._connection)
         fault.local = self.local
-        self._faults.add(fault)
+        self._faults.add(fault, isKnown)
         return fault
 
     def _moveTo(self, line: int, offset: int) -> None:

@@ -225,7 +225,8 @@ async def idle(path: Path) -> str:
     """
     A silent connection still echoes.
     """
-    assert path.idle is not None
+    if path.idle is None:
+        raise CannotBeTold("only tried with --idle")
     connection = await path.open()
     connection.sendLines(1)
     await path.requireBack(connection)

@@ -68,7 +68,7 @@ class Faults:
 
     @ivar counts: How many there are of each kind.
 
-    @ivar onFault: Called with each one.
+    @ivar onFault: Called with each one, when it is known what it is.
     """
 
     def __init__(self) -> None:
@@ -76,13 +76,22 @@ class Faults:
         self.counts: Counter[str] = Counter()
         self.onFault: Callable[[Fault], None] = lambda fault: None
 
-    def add(self, fault: Fault) -> None:
+    def add(self, fault: Fault, isKnown: bool = True) -> None:
         """
         One more.
+
+        @param isKnown: Is it known what it is? If not, L{settle} is to follow.
         """
         self.counts[fault.kind] += 1
         if len(self.listed) < LISTED:
             self.listed.append(fault)
+        if isKnown:
+            self.onFault(fault)
+
+    def settle(self, fault: Fault) -> None:
+        """
+        Now it is known what it is.
+        """
         self.onFault(fault)
 
     def amend(self, fault: Fault, kind: str, length: int) -> None:

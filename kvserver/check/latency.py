@@ -156,7 +156,8 @@ class Latency:
         """
         An interval is over.
         """
-        self.actual.take()
+        for times in (self.actual, self.connect, self.handshake):
+            times.take()
         interval = Interval(begin, duration, *_summary(self.intended.take()))
         self._pending.append(interval)
         if len(self._pending) == self._step:

@@ -15,11 +15,19 @@ How many losses of a connection may turn out to be none.
 
 _TRIED = 256
 
+_LATEST = 1.0
+"""
+When lines have not come for so long, in seconds, their loss is told. If they come after all, that
+is told then.
+"""
+
 
 class Missing:
     """
     Whole lines that did not come in their place. If they come later, they were reordered.
     """
+
+    isTold = False
 
     def __init__(self, fault: Fault, lines: range) -> None:
         self.fault = fault
@@ -47,7 +55,24 @@ class MissingLines:
         """
         These lines did not come.
         """
+        if len(self._missing) == _KEPT:
+            self._tell(self._missing[0])
         self._missing.append(Missing(fault, lines))
+
+    def tell(self, now: float) -> None:
+        """
+        Tell the losses that have stayed losses.
+
+        @param now: The time, by the monotonic clock, in seconds; at the end infinity.
+        """
+        for missing in self._missing:
+            if now - missing.fault.time > _LATEST:
+                self._tell(missing)
+
+    def _tell(self, missing: Missing) -> None:
+        if not missing.isTold:
+            missing.isTold = True
+            self._faults.settle(missing.fault)
 
     def came(self, data: bytes, start: int) -> bool:
         """
@@ -73,6 +98,7 @@ class MissingLines:
                     self._faults.amend(fault, REORDERED, start - fault.offset)
                 if missing.came >= len(missing.lines):
                     self._missing.remove(missing)
+                    self._faults.settle(fault)
                 return True
         return False
 

@@ -205,6 +205,7 @@ class Run:
         if self.pauses is not None:
             self.pauses.look(now)
             self.pauses.note(now - self._sweepDue)
+            self.pauses.late.take()
         for connection in list(self.live):
             connection.look(now)
         self._sweepDue = self.clock() + SWEEP

@@ -2,6 +2,7 @@
 Where people see it: plain lines, and on a terminal colours, a progress bar and a table by C{rich}.
 """
 
+import os
 from typing import Any, TextIO
 
 from zope.interface import Interface, implementer
@@ -82,7 +83,7 @@ class Plain:
         self._file = file
 
     def _line(self, line: str) -> None:
-        print(line, file=self._file, flush=True)
+        say(line, self._file)
 
     def check(self, check: Check) -> None:
         """
@@ -188,6 +189,18 @@ class Rich:
             self._console.print(f"p99 over time  {curve(run)}", soft_wrap=True)
         style = "bold red" if result["result"] == BROKEN else "bold"
         self._console.print(f"result: {result['result']}", style=style)
+
+
+def say(line: str, file: TextIO) -> None:
+    """
+    Write a line. If nobody reads what is written, that is no reason to end.
+    """
+    try:
+        print(line, file=file, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
 
 
 def curve(run: Run) -> str:

@@ -428,6 +428,61 @@ def test_ctrl_c_gives_the_report(daemon: Daemon) -> None:
     assert answer.said["lines_returned"] > 100
 
 
+def test_ctrl_c_while_the_rules_are_tried(daemon: Daemon) -> None:
+    with subprocess.Popen(
+        [KVCHECK, "--json", at(daemon.port), "--rule", "lines", "--idle", "60"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        waitFor(lambda: daemon.descriptors() > daemon.idleDescriptors, "it is connected")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=5)
+    answer = Answer(process.returncode, output, "")
+    assert answer.outcomes() == {"lines": "ok", "idle": "cannot be told"}
+    assert (answer.status, answer.said["interrupted"]) == (0, True)
+
+
+def test_a_load_on_a_silent_port_times_out() -> None:
+    def silent(client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while client.recv(1000):
+                pass
+
+    answer = kvcheck(at(serve(silent)), "--lines", 100, "--timeout", "500ms")
+    assert answer.said["connections"] == {"opened": 1, "endings": {"timeout": 1}}
+    (end,) = answer.said["ends"]
+    assert (end["offset"], end["outstanding"]) == (0, 16 * 64)
+    assert answer.said["faults"] == []
+
+
+def test_a_line_is_cut(daemon: Daemon) -> None:
+    def cut(client: socket.socket) -> None:
+        data = client.recv(1000)
+        client.sendall(data[:100])
+        client.close()
+
+    # Unread data would make an RST of the FIN.
+    answer = kvcheck(at(serve(cut)), "--lines", 10, "--depth", 10)
+    (end,) = answer.said["ends"]
+    assert (end["ending"], end["offset"], end["outstanding"]) == ("cut", 100, 540)
+    assert answer.said["faults"] == []
+
+
+def test_nobody_reads_the_output(daemon: Daemon) -> None:
+    with subprocess.Popen(
+        [KVCHECK, at(daemon.port), "--duration", "1.5"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(PATIENCE) == 0
+
+
 def test_a_soak_survives_a_restart(tmp_path: Path) -> None:
     port = quietPort()
     options = ("--port", str(port))

@@ -222,6 +222,23 @@ def test_two_events_are_two_faults(count: int) -> None:
     assert [fault.offset for fault in faults] == [*range(63, 640 * count, 640), 2000]
 
 
+def test_what_is_told_is_what_it_turns_out_to_be() -> None:
+    told: list[str] = []
+    echo = Echo((64, 64))
+    echo.faults.onFault = lambda fault: told.append(fault.kind)
+    lines = echo.lines
+    echo.feed(b"".join([lines[1], lines[0], *lines[2:10], *lines[11:]]))
+    assert told == ["reordered", "lost"]
+    later = Echo((64, 64))
+    later.faults.onFault = lambda fault: told.append(fault.kind)
+    later.comparison.received(b"".join(lines[1:5]), 1.0)
+    later.comparison.received(lines[5], 3.0)
+    later.comparison.received(lines[0], 4.0)
+    later.comparison.received(b"".join(lines[6:]), 4.0)
+    assert told == ["reordered", "lost", "lost", "reordered"]
+    assert later.faults.counts == {"reordered": 1, "lost": 0}
+
+
 def test_a_long_line_is_damaged() -> None:
     echo = Echo((3_000_000, 3_000_000), 2)
     received = bytearray(echo.sent)
