@@ -17,6 +17,7 @@ The rooms, from the command line down to the bytes; each imports only from those
     run                    what all connections share: their numbers, their ends, their faults
     tls, transport         the bytes of one connection: TCP, UNIX sockets, TLS
     reasons, target        why it fails; where to connect, through which layers
+    timer                  a timer finer than a millisecond
     latency                histograms of times, and our own lateness
     compare                what came against what was sent
     missing, classify      what a difference was

@@ -3,6 +3,7 @@ C{kvcheck}: from the arguments to the exit status.
 """
 
 import argparse
+import gc
 import json
 import random
 import signal
@@ -18,8 +19,9 @@ from twisted.python.failure import Failure
 from kvserver import __version__
 from kvserver.check import text
 from kvserver.check.contract import raiseDescriptors
+from kvserver.check.faults import LISTED
 from kvserver.check.giving import DEPTH, DURATION, Plan
-from kvserver.check.latency import Latency, MissingExtra
+from kvserver.check.latency import Interval, Latency, MissingExtra
 from kvserver.check.load import Load
 from kvserver.check.options import UsageError, parseArguments
 from kvserver.check.path import Check, Path
@@ -123,6 +125,7 @@ class Main:
                 raise UsageError(f"--server-log: {path!r} can't be read: {reason}") from None
         self._screen = screenFor(sys.stdout, options.json)
         self._shown = 0
+        self._held: list[str] = []
         self._interrupt: Callable[[], None] = lambda: self._fail("interrupted")
         self.status = FAILED
         self._isDone = False
@@ -156,16 +159,21 @@ class Main:
     def _run(self, addresses: list[Address]) -> None:
         seed = random.SystemRandom().getrandbits(64)
         run = Run(self._reactor, time.monotonic, self._settings, addresses, seed, self._latency)
-        run.faults.onFault = lambda fault: self._show(text.faultLine(run, fault))
+        run.faults.onFault = lambda fault: self._show(run, text.faultLine(run, fault))
         run.onEnd = lambda end: (
-            self._show(text.endLine(run, end)) if end.ending != "closed" else None
+            self._show(run, text.endLine(run, end)) if end.ending != "closed" else None
         )
         run.start()
         raiseDescriptors()
         done: Deferred[Any]
         if self._options.isLoad:
             load = Load(run, planOf(self._options))
-            load.onInterval = lambda interval: self._screen.interval(run, interval, load.share())
+
+            def showInterval(interval: Interval) -> None:
+                if run.opened:
+                    self._screen.interval(run, interval, load.share())
+
+            load.onInterval = showInterval
             self._interrupt = load.interrupt
             done = load.start()
         else:
@@ -186,12 +194,20 @@ class Main:
         for connection in list(run.live):
             connection.close()
 
-    def _show(self, line: str) -> None:
+    def _show(self, run: Run, line: str) -> None:
         """
         A fault or an end, as it is seen. Many would be too many.
         """
         self._shown += 1
-        if self._shown <= 1000:
+        if self._shown <= LISTED:
+            self._held.append(line)
+        # If no connection comes about, nothing is written to standard output.
+        if run.opened:
+            self._showHeld()
+
+    def _showHeld(self) -> None:
+        held, self._held = self._held, []
+        for line in held:
             self._screen.trouble(line)
 
     def _finish(self, run: Run, checks: list[Check] | None) -> None:
@@ -200,6 +216,7 @@ class Main:
             why = run.whyNot or "interrupted before a connection came about"
             self._fail(f"{self._options.target.name}: {why}")
             return
+        self._showHeld()
         result = document(run, checks, self._options.max_p99)
         if self._options.json:
             say(json.dumps(result), sys.stdout)
@@ -262,6 +279,10 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: reactor.callFromThread(running.interrupt))
     reactor.callWhenRunning(running.start)
+    # Connections that have ended are cycles. When what was imported is left out, it costs little to
+    # look for them often, and the memory of a long soak stays flat.
+    gc.freeze()
+    gc.set_threshold(700, 5, 5)
     reactor.run(installSignalHandlers=False)
     return running.status
 

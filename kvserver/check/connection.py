@@ -310,7 +310,8 @@ class CheckedConnection(Sending, Waiting):
             self.transport.abort()
         if self.failure is not None and self.run.whyNot is None:
             self.run.whyNot = self.failure
-        self.comparison.finish(self._peerEnded, now)
+        # What was in flight when we were interrupted is no loss.
+        self.comparison.finish(self._peerEnded and not self.run.interrupted, now)
         position = self.comparison.position
         self.run.noteEnd(
             self,
@@ -323,6 +324,7 @@ class CheckedConnection(Sending, Waiting):
                 now,
             ),
         )
+        self.source.forget()
         self.onEnd()
         self._check()
 

@@ -9,17 +9,22 @@ from typing import Any
 
 from kvserver.check.connection import CheckedConnection
 from kvserver.check.run import Run
+from kvserver.check.timer import Timer
 
 DEPTH = 16
 
 DURATION = 10.0
 
-_TICK = 0.0002
+_TICK = 0.0001
 """
-The least time between two looks at what is due, in seconds; epoll(7) waits for whole milliseconds.
+The least time between two looks at what is due, in seconds.
 """
 
 _WAITING = 1_000_000
+"""
+How many lines may be due and not sent. If there are more, the path does not take them, and the
+oldest are left out.
+"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Giving:
         self._scheduled = 0
         self._isOver = False
         self._calls: list[Any] = []
+        self._timer = Timer(run.reactor, self._tick)
 
     def _later(self, delay: float, call: Callable[[], None]) -> None:
         self._calls = [each for each in self._calls if each.active()]
@@ -134,7 +140,7 @@ class Giving:
             connection.isOpen
             and connection.ending is None
             and client.quota != 0
-            and (depth is None or connection.inFlight < depth)
+            and connection.inFlight < (depth or _WAITING)
         )
 
     def _giveWaiting(self, client: Client) -> None:
@@ -148,6 +154,8 @@ class Giving:
             given = True
         if given:
             client.connection.pump()
+            if self._isFinished():
+                self._checkEnds()
 
     def _passed(self, client: Client, count: int) -> None:
         self._count(-count)
@@ -167,6 +175,10 @@ class Giving:
         isLast = client.quota == 0 or self._isFinished()
         if isLast and connection.isOpen and connection.inFlight == 0:
             connection.sendEnd()
+
+    def _checkEnds(self) -> None:
+        for client in list(self._clients):
+            self._checkEnd(client)
 
     def _count(self, change: int) -> None:
         """
@@ -217,11 +229,10 @@ class Giving:
         for client in dict.fromkeys(touched):
             client.connection.pump()
         if self._left == 0:
-            for client in list(self._clients):
-                self._checkEnd(client)
+            self._checkEnds()
             return
         following = self._begin + self._scheduled / rate
-        self._later(max(_TICK, following - self._run.clock()), self._tick)
+        self._timer.start(max(_TICK, following - self._run.clock()))
 
     def _nextClient(self) -> Client | None:
         for _ in range(len(self._clients)):

@@ -130,6 +130,7 @@ class Load(Giving):
             if self._left is not None:
                 self._left -= len(back)
             self._count(len(back))
+        self._forget()
         byUs = connection.ending == runs.CLOSED
         isReplaced = self._plan.soak or self._plan.churn is not None
         if isReplaced and self._run.opened and not self._isFinished():
@@ -139,6 +140,13 @@ class Load(Giving):
             for other in list(self._clients):
                 self._giveWaiting(other)
         self._checkDone()
+
+    def _forget(self) -> None:
+        """
+        When all is over, and nobody is left who could send what waits, it is left out.
+        """
+        if self._isOver and not any(client.connection.isOpen for client in self._clients):
+            self._waiting.clear()
 
     def _retryLater(self, delay: float) -> None:
         def retry() -> None:
@@ -154,6 +162,7 @@ class Load(Giving):
     def _checkDone(self) -> None:
         if self._clients or self._retries or self.done.called:
             return
+        self._timer.stop()
         for call in self._calls:
             if call.active():
                 call.cancel()
@@ -171,12 +180,9 @@ class Load(Giving):
             if retry.active() and self._isFinished():
                 retry.cancel()
                 self._retries.discard(retry)
-        if not self._clients:
-            # Nobody is left who could send what waits.
-            self._waiting.clear()
+        self._forget()
         self._count(0)
-        for client in list(self._clients):
-            self._checkEnd(client)
+        self._checkEnds()
         self._checkDone()
 
     # Time

@@ -42,6 +42,8 @@ def document(run: Run, checks: list[Check] | None, maxP99: float | None) -> dict
     The document.
     """
     result = resultOf(run, checks, maxP99)
+    # A fault is listed when it is known what it is.
+    byTime = sorted(run.faults.listed, key=lambda fault: fault.time)
     latency, pauses = run.latency, run.pauses
     isTLS = run.settings.context is not None
     return {
@@ -67,7 +69,7 @@ def document(run: Run, checks: list[Check] | None, maxP99: float | None) -> dict
             }
             for end in run.ends
         ],
-        "faults": [faultRecord(run, fault) for fault in run.faults.listed],
+        "faults": [faultRecord(run, fault) for fault in byTime],
         "fault_counts": {kind: n for kind, n in sorted(run.faults.counts.items()) if n},
         "latency": None
         if latency is None

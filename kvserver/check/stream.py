@@ -78,6 +78,11 @@ class ISource(Interface):
         L{PIECE} bytes of the line, from C{number * PIECE} on; fewer at its end.
         """
 
+    def forget() -> None:
+        """
+        The connection has ended: give back what was remembered for it.
+        """
+
 
 class Pool:
     """
@@ -147,6 +152,12 @@ class Stream:
             self._recent[slot] = line, data
         return data
 
+    def forget(self) -> None:
+        """
+        See L{ISource}.
+        """
+        self._recent = [(-1, b"")] * _REMEMBERED
+
     def _generate(self, line: int, number: int) -> bytes:
         size = self.longest if self._span == 1 else self.size(line)
         key = line * _SPREAD + self._base & _MASK
@@ -193,6 +204,11 @@ class FixedLines:
         See L{ISource}.
         """
         return self._lines[line][number * PIECE : (number + 1) * PIECE]
+
+    def forget(self) -> None:
+        """
+        See L{ISource}.
+        """
 
 
 def wholeLine(source: ISource, line: int) -> bytes:

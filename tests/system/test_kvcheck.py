@@ -277,7 +277,9 @@ def paths(
         }
 
 
-RULES_BUT_THE_LONGEST = [f"--rule={name}" for name in RULES if name not in ("long-50mb", "idle")]
+LONG_RULES = ("long-50mb", "connections", "idle")
+
+SHORT_RULES = [f"--rule={name}" for name in RULES if name not in LONG_RULES]
 
 WIRES = [
     pytest.param(name, marks=needsIPv6 if name == "tcp6" else ())
@@ -287,8 +289,8 @@ WIRES = [
 
 @pytest.mark.parametrize("wire", WIRES)
 def test_the_daemon_keeps_all_rules(paths: dict[str, list[str]], wire: str) -> None:
-    # The longest line costs a second or two, and not much is to be learnt from it twice.
-    rules = [] if wire in ("tcp", "proxy tls") else RULES_BUT_THE_LONGEST
+    # Two of them take seconds, and not much is to be learnt from them on each wire.
+    rules = [] if wire in ("tcp", "proxy tls") else SHORT_RULES
     answer = kvcheck(*paths[wire], *rules)
     expected = dict.fromkeys(answer.outcomes(), "ok")
     if wire in ("unix", "tls", "proxy tls"):
@@ -296,7 +298,7 @@ def test_the_daemon_keeps_all_rules(paths: dict[str, list[str]], wire: str) -> N
     if wire == "unix":
         expected["reset"] = "cannot be told"
     assert answer.outcomes() == expected
-    assert len(expected) == (12 if rules else 13)
+    assert len(expected) == (11 if rules else 13)
     assert answer.status == 0
     assert answer.said["faults"] == answer.said["ends"] == []
     assert answer.said["bytes_sent"] == answer.said["bytes_returned"]
@@ -324,6 +326,33 @@ def test_a_load_finds_nothing_wrong_with_the_daemon(paths: dict[str, list[str]],
     assert (latency["handshake"] is not None) == ("tls" in wire)
 
 
+def test_lines_that_wait_for_room_are_all_sent(daemon: Daemon) -> None:
+    answer = kvcheck(
+        *(at(daemon.port), "--rate", 5000, "--lines", 3000),
+        *("--connections", 10, "--churn", 7, "--depth", 2),
+    )
+    assert answer.status == 0
+    assert answer.said["lines_returned"] == 3000
+    assert answer.said["connections"]["opened"] >= 3000 // 7
+
+
+def test_a_client_certificate_is_asked_for(tmp_path: Path, authority: Authority) -> None:
+    certificate, key = authority.issue("localhost")
+    shown, shownKey = authority.issue("client")
+    with Daemon(
+        *(tmp_path, "--listen", "tcp:0", "--listen", "tls:tcp:0"),
+        *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
+        f"--tls-client-ca={authority.certificate}",
+    ) as daemon:
+        target = (f"tls:localhost:{daemon.listening[1]}", "--ca", authority.certificate)
+        answer = kvcheck(*target, "--rule", "lines")
+        assert (answer.status, answer.outcomes()) == (1, {"lines": "FAILS"})
+        assert answer.said["connections"]["endings"] == {"alert": 1}
+        assert "alert" in answer.detail("lines")
+        more = ("--certificate", shown, "--private-key", shownKey)
+        assert kvcheck(*target, *more, "--rule", "lines").status == 0
+
+
 WRONG_TARGETS = {
     "unknown host": ("tcp:no.such.host.invalid:4040", "no.such.host.invalid"),
     "bad endpoint": ("udp:1.2.3.4:5", "udp:1.2.3.4:5"),
@@ -349,6 +378,10 @@ def test_a_refused_port_is_one_line() -> None:
         assert answer.status == 2
         assert "connection refused" in answer.complaint
         assert answer.complaint.count("\n") == 1
+    done = subprocess.run(
+        [KVCHECK, at(quietPort())], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_a_certificate_that_is_not_trusted(paths: dict[str, list[str]]) -> None:
