@@ -180,7 +180,8 @@ class FINToRST(Relay):
         """
         See L{Relay}.
         """
-        for side in (self.server, self.client):
+        # The client first: the end of the server's side would be passed on to it as FIN.
+        for side in (self.client, self.server):
             side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             # A close does nothing while another thread is in recv.
             side.shutdown(socket.SHUT_RD)
@@ -305,21 +306,30 @@ class FaultyProxy:
 
     @ivar port: Where it listens.
 
+    @ivar accepted: How many connections it has accepted.
+
     @ivar swap: What the connections of L{Crossed} give each other.
     """
 
     def __init__(
-        self, target: int, relay: type[Relay] = Relay, refusesEach: int | None = None
+        self,
+        target: int,
+        relay: type[Relay] = Relay,
+        refusesEach: int | None = None,
+        port: int = 0,
     ) -> None:
         """
         @param refusesEach: Resets each connection of that number.
+
+        @param port: Where to listen; 0 picks a free one.
         """
         self.target = target
         self.swap: list[queue.Queue[bytes]] = [queue.Queue(), queue.Queue()]
         self._relay = relay
         self._relays: list[Relay] = []
+        self.accepted = 0
         self._refusesEach = refusesEach
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -328,6 +338,7 @@ class FaultyProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.accepted += 1
                 if self._refusesEach and number % self._refusesEach == self._refusesEach - 1:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     client.close()
@@ -346,6 +357,8 @@ class FaultyProxy:
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        # That also wakes the thread that accepts.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for relay in self._relays:
             for side in (relay.client, relay.server):
