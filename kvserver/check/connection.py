@@ -4,9 +4,7 @@ One checked connection: what it sends, what comes back, how it ends.
 
 import ssl
 from collections.abc import Callable
-from typing import Any
 
-from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from kvserver.check import run as runs
@@ -15,7 +13,7 @@ from kvserver.check.reasons import RESETS, meaningOf, reasonOf
 from kvserver.check.run import End, IChecked, Run
 from kvserver.check.sending import Sending
 from kvserver.check.stream import ISource
-from kvserver.check.target import formatAddress, proxyHeader
+from kvserver.check.target import formatAddress, proxyHeader, proxySource
 from kvserver.check.tls import TLSTransport
 from kvserver.check.transport import IOwner, Transport
 from kvserver.check.waiting import Waiting
@@ -123,7 +121,7 @@ class CheckedConnection(Sending, Waiting):
         if self.run.latency is not None:
             self.run.latency.connect.record(now - self._begunAt)
         if "proxy" in self.run.settings.target.layers:
-            source = self._proxySource(name)
+            source = proxySource(self.run.settings.proxySource, name)
             self.announced = formatAddress(source)
             header = proxyHeader(
                 self.run.settings.proxyVersion, source, peer if isinstance(peer, tuple) else None
@@ -133,18 +131,6 @@ class CheckedConnection(Sending, Waiting):
             self.transport.secure()
         else:
             self._opened()
-
-    def _proxySource(self, name: Any) -> tuple[str, int] | None:
-        """
-        The client that a PROXY header names.
-
-        @param name: Our end, as the socket module has it.
-        """
-        source = self.run.settings.proxySource
-        port: int = name[1] if isinstance(name, tuple) else 0
-        if source is not None:
-            return source[0], source[1] or port
-        return (name[0], port) if isinstance(name, tuple) else None
 
     def secured(self) -> None:
         """
@@ -162,6 +148,19 @@ class CheckedConnection(Sending, Waiting):
             self.onOpen()
             self.pump()
             self._check()
+
+    def isAllBack(self) -> bool:
+        """
+        Is all back that was to be sent?
+        """
+        return self.comparison.difference is None and self.comparison.position >= self._goal
+
+    def isQuiet(self) -> bool:
+        """
+        Has something wrong come, and then nothing more for a while?
+        """
+        isWrong = self.ending is None and self.comparison.difference is not None
+        return isWrong and self.run.clock() - self.lastReceived > QUIET
 
     def canSend(self) -> bool:
         """
@@ -313,17 +312,9 @@ class CheckedConnection(Sending, Waiting):
         # What was in flight when we were interrupted is no loss.
         self.comparison.finish(self._peerEnded and not self.run.interrupted, now)
         position = self.comparison.position
-        self.run.noteEnd(
-            self,
-            End(
-                self.number,
-                self.local,
-                ending,
-                position,
-                max(0, self.comparison.sent - position),
-                now,
-            ),
-        )
+        outstanding = max(0, self.comparison.sent - position)
+        end = End(self.number, self.local, ending, position, outstanding, now)
+        self.run.noteEnd(self, end)
         self.source.forget()
         self.onEnd()
         self._check()
@@ -340,22 +331,3 @@ class CheckedConnection(Sending, Waiting):
         """
         self.transport.abort()
         self.end(runs.CLOSED)
-
-    # Waiting
-
-    def allBack(self) -> "Deferred[bool]":
-        """
-        Wait until all that was sent is back.
-
-        @return: Fires with whether it is.
-        """
-        return self.until(self._isBack)
-
-    def _isBack(self) -> bool:
-        comparison = self.comparison
-        if comparison.difference is None:
-            return comparison.position >= self._goal
-        if self.ending is None and self.run.clock() - self.lastReceived > QUIET:
-            # What came instead of it has come.
-            self.run.reactor.callLater(0, self.close)
-        return False

@@ -201,7 +201,7 @@ async def manyConnections(path: Path) -> str:
     for each in connections:
         if each.ending is None:
             each.sendLines(1)
-    await gatherResults([each.allBack() for each in connections])
+    await gatherResults([path.allBack(each) for each in connections])
     failed = [each for each in connections if each.ending is not None]
     for each in connections:
         path.requireClean(each)

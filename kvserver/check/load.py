@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from kvserver.check import run as runs
-from kvserver.check.connection import QUIET, CheckedConnection
+from kvserver.check.connection import CheckedConnection
 from kvserver.check.giving import DEPTH, Client, Giving, Plan
 from kvserver.check.latency import Interval
 from kvserver.check.run import Run
@@ -205,11 +205,7 @@ class Load(Giving):
         end does.
         """
         connection = client.connection
-        if (
-            connection.isOpen
-            and connection.comparison.difference is not None
-            and now - connection.lastReceived > QUIET
-        ):
+        if connection.isOpen and connection.isQuiet():
             if self._give(client, 1, now):
                 connection.pump()
             elif self._isFinished() or client.quota == 0:

@@ -111,13 +111,28 @@ class Path:
             connection.close()
         self._used.clear()
 
+    def allBack(self, connection: CheckedConnection) -> "Deferred[bool]":
+        """
+        Wait until all that was sent is back.
+
+        @return: Fires with whether it is.
+        """
+
+        def isBack() -> bool:
+            if connection.isQuiet():
+                # What came instead of it has come.
+                self.run.reactor.callLater(0, connection.close)
+            return connection.isAllBack()
+
+        return connection.until(isBack)
+
     async def requireBack(self, connection: CheckedConnection) -> None:
         """
         All that was sent comes back, and nothing else.
 
         @raise Fails: It does not.
         """
-        isBack = await connection.allBack()
+        isBack = await self.allBack(connection)
         self.requireClean(connection)
         if not isBack:
             raise Fails(self.troubleOf(connection))

@@ -111,6 +111,22 @@ def parseSource(text: str) -> tuple[str, int]:
     )
 
 
+def proxySource(given: tuple[str, int] | None, name: Any) -> tuple[str, int] | None:
+    """
+    The client that a PROXY header names.
+
+    @param given: An address, and a port; 0 is that of our end. None: our end.
+
+    @param name: Our end, as the socket module has it.
+
+    @return: None if it has no address.
+    """
+    port: int = name[1] if isinstance(name, tuple) else 0
+    if given is not None:
+        return given[0], given[1] or port
+    return (name[0], port) if isinstance(name, tuple) else None
+
+
 def proxyHeader(version: int, source: Any, destination: Any) -> bytes:
     """
     A header of the PROXY protocol ("The PROXY protocol", HAProxy's C{proxy-protocol.txt}).

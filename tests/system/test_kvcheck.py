@@ -159,7 +159,10 @@ FAULTS: dict[str, tuple[Callable[[bytes], bytes], tuple[str, int, int, int, int]
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found_named_and_placed(daemon: Daemon, name: str) -> None:
+def test_aFaultIsFoundNamedAndPlaced(daemon: Daemon, name: str) -> None:
+    """
+    A fault is found named and placed.
+    """
     how, expected = FAULTS[name]
     end = expected[3] + 2000
     with FaultyProxy(daemon.port, breaking(end, how)) as proxy:
@@ -173,7 +176,10 @@ def test_a_fault_is_found_named_and_placed(daemon: Daemon, name: str) -> None:
     assert answer.said["ends"] == []
 
 
-def test_a_byte_is_lost(daemon: Daemon) -> None:
+def test_aByteIsLost(daemon: Daemon) -> None:
+    """
+    A byte is lost.
+    """
     seen: list[bytes] = []
 
     def how(data: bytes) -> bytes:
@@ -194,7 +200,11 @@ def test_a_byte_is_lost(daemon: Daemon) -> None:
     assert bytes.fromhex(fault["received"]) == sent[offset + 1 : offset + 33]
 
 
-def test_a_megabyte_is_lost(daemon: Daemon) -> None:
+def test_aMegabyteIsLost(daemon: Daemon) -> None:
+    """
+    A megabyte is lost.
+    """
+
     def how(data: bytes) -> bytes:
         return data[:700_000] + data[1_700_000:]
 
@@ -207,7 +217,10 @@ def test_a_megabyte_is_lost(daemon: Daemon) -> None:
     assert answer.said["lines_returned"] == 3000
 
 
-def test_connections_are_crossed(daemon: Daemon) -> None:
+def test_connectionsAreCrossed(daemon: Daemon) -> None:
+    """
+    Connections are crossed.
+    """
     with FaultyProxy(daemon.port, faulty.Crossed) as proxy:
         answer = kvcheck(at(proxy.port), *LOAD)
     found = {
@@ -227,7 +240,10 @@ BROKEN_RULES: dict[str, tuple[type[Relay], str, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN_RULES)
-def test_a_broken_rule_is_found(daemon: Daemon, name: str) -> None:
+def test_aBrokenRuleIsFound(daemon: Daemon, name: str) -> None:
+    """
+    A broken rule is found.
+    """
     relay, rule, words = BROKEN_RULES[name]
     with FaultyProxy(daemon.port, relay) as proxy:
         answer = kvcheck(at(proxy.port), "--rule", rule, "--rule", "lines", "--timeout", 2)
@@ -236,20 +252,29 @@ def test_a_broken_rule_is_found(daemon: Daemon, name: str) -> None:
     assert answer.status == 1
 
 
-def test_early_bytes_are_one_fault(daemon: Daemon) -> None:
+def test_earlyBytesAreOneFault(daemon: Daemon) -> None:
+    """
+    Early bytes are one fault.
+    """
     with FaultyProxy(daemon.port, faulty.Early) as proxy:
         answer = kvcheck(at(proxy.port), "--rule", "early")
     assert answer.fault() == ("early", 0, 0, 0, 32)
 
 
-def test_a_dropped_tail_is_lost(daemon: Daemon) -> None:
+def test_aDroppedTailIsLost(daemon: Daemon) -> None:
+    """
+    A dropped tail is lost.
+    """
     with FaultyProxy(daemon.port, faulty.NoTail) as proxy:
         answer = kvcheck(at(proxy.port), "--rule", "tail")
     assert answer.fault() == ("lost", 0, 1, 64, 63)
     assert answer.said["connections"]["endings"] == {"closed": 1}
 
 
-def test_an_idle_connection_is_cut(daemon: Daemon) -> None:
+def test_anIdleConnectionIsCut(daemon: Daemon) -> None:
+    """
+    An idle connection is cut.
+    """
     with FaultyProxy(daemon.port, faulty.IdleCut) as proxy:
         answer = kvcheck(at(proxy.port), "--rule", "idle", "--idle", "5")
     assert answer.outcomes() == {"idle": "FAILS"}
@@ -259,7 +284,10 @@ def test_an_idle_connection_is_cut(daemon: Daemon) -> None:
     assert kvcheck(at(daemon.port), "--rule", "idle", "--idle", "0.5s").status == 0
 
 
-def test_a_delay_is_seen_in_the_intended_time(daemon: Daemon) -> None:
+def test_aDelayIsSeenInTheIntendedTime(daemon: Daemon) -> None:
+    """
+    A delay is seen in the intended time.
+    """
     with FaultyProxy(daemon.port, faulty.Delay) as proxy:
         answer = kvcheck(
             *(at(proxy.port), "--rate", 2000, "--duration", 2, "--depth", 1),
@@ -276,7 +304,10 @@ def test_a_delay_is_seen_in_the_intended_time(daemon: Daemon) -> None:
     assert all(0.1 < gap["duration"] < 0.5 for gap in answer.said["gaps"])
 
 
-def test_each_100th_connection_is_refused(daemon: Daemon) -> None:
+def test_each100thConnectionIsRefused(daemon: Daemon) -> None:
+    """
+    Each 100th connection is refused.
+    """
     with FaultyProxy(daemon.port, refusesEach=100) as proxy:
         answer = kvcheck(at(proxy.port), "--lines", 400, "--churn", 1)
     assert answer.said["connections"]["endings"]["reset"] == 4
@@ -330,7 +361,10 @@ WIRES = [
 
 
 @pytest.mark.parametrize("wire", WIRES)
-def test_the_daemon_keeps_all_rules(paths: dict[str, list[str]], wire: str) -> None:
+def test_theDaemonKeepsAllRules(paths: dict[str, list[str]], wire: str) -> None:
+    """
+    The daemon keeps all rules.
+    """
     # Two of them take seconds, and not much is to be learnt from them on each wire.
     rules = [] if wire in ("tcp", "proxy tls") else SHORT_RULES
     answer = kvcheck(*paths[wire], *rules)
@@ -347,7 +381,10 @@ def test_the_daemon_keeps_all_rules(paths: dict[str, list[str]], wire: str) -> N
 
 
 @pytest.mark.parametrize("wire", ["tcp", "unix", "tls", "proxy tls"])
-def test_a_load_finds_nothing_wrong_with_the_daemon(paths: dict[str, list[str]], wire: str) -> None:
+def test_aLoadFindsNothingWrongWithTheDaemon(paths: dict[str, list[str]], wire: str) -> None:
+    """
+    A load finds nothing wrong with the daemon.
+    """
     lines = 6000
     answer = kvcheck(
         *paths[wire],
@@ -368,7 +405,10 @@ def test_a_load_finds_nothing_wrong_with_the_daemon(paths: dict[str, list[str]],
     assert (latency["handshake"] is not None) == ("tls" in wire)
 
 
-def test_lines_that_wait_for_room_are_all_sent(daemon: Daemon) -> None:
+def test_linesThatWaitForRoomAreAllSent(daemon: Daemon) -> None:
+    """
+    Lines that wait for room are all sent.
+    """
     answer = kvcheck(
         *(at(daemon.port), "--rate", 5000, "--lines", 3000),
         *("--connections", 10, "--churn", 7, "--depth", 2),
@@ -378,7 +418,10 @@ def test_lines_that_wait_for_room_are_all_sent(daemon: Daemon) -> None:
     assert answer.said["connections"]["opened"] >= 3000 // 7
 
 
-def test_a_client_certificate_is_asked_for(tmp_path: Path, authority: Authority) -> None:
+def test_aClientCertificateIsAskedFor(tmp_path: Path, authority: Authority) -> None:
+    """
+    A client certificate is asked for.
+    """
     certificate, key = authority.issue("localhost")
     shown, shownKey = authority.issue("client")
     with Daemon(
@@ -405,7 +448,10 @@ WRONG_TARGETS = {
 
 
 @pytest.mark.parametrize("name", WRONG_TARGETS)
-def test_a_wrong_target_is_one_line(name: str) -> None:
+def test_aWrongTargetIsOneLine(name: str) -> None:
+    """
+    A wrong target is one line.
+    """
     target, words = WRONG_TARGETS[name]
     answer = kvcheck(target, "--timeout", 5)
     assert answer.status == 2
@@ -414,7 +460,10 @@ def test_a_wrong_target_is_one_line(name: str) -> None:
     assert answer.said == {}
 
 
-def test_a_refused_port_is_one_line() -> None:
+def test_aRefusedPortIsOneLine() -> None:
+    """
+    A refused port is one line.
+    """
     for more in ([], ["--lines", 10], ["--soak"]):
         answer = kvcheck(at(quietPort()), *more)
         assert answer.status == 2
@@ -426,7 +475,10 @@ def test_a_refused_port_is_one_line() -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
-def test_a_certificate_that_is_not_trusted(paths: dict[str, list[str]]) -> None:
+def test_aCertificateThatIsNotTrusted(paths: dict[str, list[str]]) -> None:
+    """
+    A certificate that is not trusted.
+    """
     target = paths["tls"][0]
     answer = kvcheck(target)
     assert answer.status == 2
@@ -454,7 +506,11 @@ def serve(answer: Callable[[socket.socket], None]) -> int:
     return port
 
 
-def test_what_is_no_echo_is_said() -> None:
+def test_whatIsNoEchoIsSaid() -> None:
+    """
+    What is no echo is said.
+    """
+
     def http(client: socket.socket) -> None:
         client.recv(10)
         client.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
@@ -485,7 +541,10 @@ def test_what_is_no_echo_is_said() -> None:
     assert "TLS handshake failed" in answer.complaint
 
 
-def test_ctrl_c_gives_the_report(daemon: Daemon) -> None:
+def test_ctrlCGivesTheReport(daemon: Daemon) -> None:
+    """
+    Ctrl-C gives the report.
+    """
     with started(at(daemon.port), "--soak", "--connections", "5") as run:
         run.begin()
         waitFor(lambda: daemon.descriptors() >= daemon.idleDescriptors + 5, "it is connected")
@@ -498,7 +557,10 @@ def test_ctrl_c_gives_the_report(daemon: Daemon) -> None:
     assert answer.said["lines_returned"] > 100
 
 
-def test_ctrl_c_while_the_rules_are_tried(daemon: Daemon) -> None:
+def test_ctrlCWhileTheRulesAreTried(daemon: Daemon) -> None:
+    """
+    Ctrl-C while the rules are tried.
+    """
     with started(at(daemon.port), "--rule", "lines", "--idle", "60") as run:
         run.begin()
         waitFor(lambda: daemon.descriptors() > daemon.idleDescriptors, "it is connected")
@@ -508,7 +570,11 @@ def test_ctrl_c_while_the_rules_are_tried(daemon: Daemon) -> None:
     assert (answer.status, answer.said["interrupted"]) == (0, True)
 
 
-def test_a_load_on_a_silent_port_times_out() -> None:
+def test_aLoadOnASilentPortTimesOut() -> None:
+    """
+    A load on a silent port times out.
+    """
+
     def silent(client: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while client.recv(1000):
@@ -521,7 +587,11 @@ def test_a_load_on_a_silent_port_times_out() -> None:
     assert answer.said["faults"] == []
 
 
-def test_a_line_is_cut(daemon: Daemon) -> None:
+def test_aLineIsCut(daemon: Daemon) -> None:
+    """
+    A line is cut.
+    """
+
     def cut(client: socket.socket) -> None:
         data = client.recv(1000)
         client.sendall(data[:100])
@@ -534,7 +604,10 @@ def test_a_line_is_cut(daemon: Daemon) -> None:
     assert answer.said["faults"] == []
 
 
-def test_nobody_reads_the_output(daemon: Daemon) -> None:
+def test_nobodyReadsTheOutput(daemon: Daemon) -> None:
+    """
+    Nobody reads the output.
+    """
     with subprocess.Popen(
         [KVCHECK, at(daemon.port), "--duration", "1.5"],
         stdout=subprocess.PIPE,
@@ -548,7 +621,10 @@ def test_nobody_reads_the_output(daemon: Daemon) -> None:
         assert process.wait(PATIENCE) == 0
 
 
-def test_a_soak_survives_a_restart(daemon: Daemon) -> None:
+def test_aSoakSurvivesARestart(daemon: Daemon) -> None:
+    """
+    A soak survives a restart.
+    """
     port = quietPort()
     with started(at(port), "--soak", "--connections", "3", "--rate", "300") as run:
         with FaultyProxy(daemon.port, port=port) as proxy:
@@ -570,7 +646,10 @@ def test_a_soak_survives_a_restart(daemon: Daemon) -> None:
     assert {end["ending"] for end in said["ends"]} <= {"dropped", "reset", "cut", "refused"}
 
 
-def test_own_pauses_are_not_blamed_on_the_path(daemon: Daemon) -> None:
+def test_ownPausesAreNotBlamedOnThePath(daemon: Daemon) -> None:
+    """
+    Own pauses are not blamed on the path.
+    """
     with (
         FaultyProxy(daemon.port) as proxy,
         started(at(proxy.port), "--rate", "500", "--duration", "3") as run,
@@ -589,7 +668,10 @@ def test_own_pauses_are_not_blamed_on_the_path(daemon: Daemon) -> None:
     assert said["latency"]["intended"]["max"] < 0.3
 
 
-def test_a_process_of_its_own_writes_plain_text_and_files(daemon: Daemon, tmp_path: Path) -> None:
+def test_aProcessOfItsOwnWritesPlainTextAndFiles(daemon: Daemon, tmp_path: Path) -> None:
+    """
+    A process of its own writes plain text and files.
+    """
     done = subprocess.run(
         [
             *(sys.executable, "-m", "kvserver.check", at(daemon.port), "--lines", "500"),
@@ -608,7 +690,10 @@ def test_a_process_of_its_own_writes_plain_text_and_files(daemon: Daemon, tmp_pa
     assert "Percentile" in (tmp_path / "latency.hgrm").read_text()
 
 
-def test_the_rules_need_no_extra(daemon: Daemon) -> None:
+def test_theRulesNeedNoExtra(daemon: Daemon) -> None:
+    """
+    The rules need no extra.
+    """
     script = (
         "import sys; sys.modules['hdrh'] = sys.modules['rich'] = None\n"
         "from kvserver.check.__main__ import main; sys.exit(main(sys.argv[1:]))"
@@ -628,7 +713,10 @@ def test_the_rules_need_no_extra(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("name", ["haproxy", "socat"])
-def test_through_other_programs(daemon: Daemon, tmp_path: Path, name: str) -> None:
+def test_throughOtherPrograms(daemon: Daemon, tmp_path: Path, name: str) -> None:
+    """
+    Through other programs.
+    """
     port = quietPort()
     path = program(name)
     if name == "haproxy":

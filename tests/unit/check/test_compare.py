@@ -101,7 +101,10 @@ Seeds = st.integers(0, 1 << 30)
 
 
 @given(SIZES, Seeds)
-def test_what_is_the_same_is_no_fault(sizes: tuple[int, int], seed: int) -> None:
+def test_whatIsTheSameIsNoFault(sizes: tuple[int, int], seed: int) -> None:
+    """
+    What is the same is no fault.
+    """
     echo = Echo(sizes)
     assert echo.feed(echo.sent, seed) == []
     assert echo.comparison.returnedBytes == len(echo.sent)
@@ -110,6 +113,9 @@ def test_what_is_the_same_is_no_fault(sizes: tuple[int, int], seed: int) -> None
 
 @given(SIZES, Seeds, st.data())
 def test_damaged(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    """
+    Damaged.
+    """
     echo = Echo(sizes)
     at = data.draw(st.integers(0, len(echo.sent) - 1))
     byte = data.draw(st.integers(0, 255).filter(lambda value: value != echo.sent[at]))
@@ -119,7 +125,10 @@ def test_damaged(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None
 
 
 @given(SIZES, Seeds, st.data())
-def test_damaged_in_a_row(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+def test_damagedInARow(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    """
+    Damaged in a row.
+    """
     echo = Echo(sizes)
     begin = data.draw(st.integers(0, len(echo.sent) - 2))
     end = data.draw(st.integers(begin + 2, min(len(echo.sent), begin + 3000)))
@@ -129,6 +138,9 @@ def test_damaged_in_a_row(sizes: tuple[int, int], seed: int, data: st.DataObject
 
 @given(SIZES, Seeds, st.data())
 def test_lost(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    """
+    Lost.
+    """
     echo = Echo(sizes)
     begin = data.draw(st.integers(0, len(echo.sent) - 1))
     end = data.draw(st.integers(begin + 1, len(echo.sent)))
@@ -137,7 +149,10 @@ def test_lost(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
 
 
 @given(SIZES, Seeds, st.integers(0, LINES - 1), st.integers(1, LINES))
-def test_whole_lines_lost(sizes: tuple[int, int], seed: int, first: int, count: int) -> None:
+def test_wholeLinesLost(sizes: tuple[int, int], seed: int, first: int, count: int) -> None:
+    """
+    Whole lines lost.
+    """
     echo = Echo(sizes)
     begin, end = echo.starts[first], echo.starts[min(LINES, first + count)]
     one(echo, echo.sent[:begin] + echo.sent[end:], "lost", end - begin, seed)
@@ -145,6 +160,9 @@ def test_whole_lines_lost(sizes: tuple[int, int], seed: int, first: int, count: 
 
 @given(SIZES, Seeds, st.data())
 def test_duplicated(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    """
+    Duplicated.
+    """
     echo = Echo(sizes)
     begin = data.draw(st.integers(0, len(echo.sent) - 1))
     end = data.draw(st.integers(begin + 1, len(echo.sent)))
@@ -153,7 +171,10 @@ def test_duplicated(sizes: tuple[int, int], seed: int, data: st.DataObject) -> N
 
 
 @given(st.sampled_from([(64, 64), (40, 300)]), Seeds, st.data())
-def test_duplicated_later(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+def test_duplicatedLater(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    """
+    Duplicated later.
+    """
     echo = Echo(sizes)
     begin = data.draw(st.integers(0, len(echo.sent) - 20))
     end = data.draw(st.integers(begin + 20, len(echo.sent)))
@@ -164,6 +185,9 @@ def test_duplicated_later(sizes: tuple[int, int], seed: int, data: st.DataObject
 
 @given(SIZES, Seeds, st.data())
 def test_inserted(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    """
+    Inserted.
+    """
     echo = Echo(sizes)
     at = data.draw(st.integers(0, len(echo.sent)))
     # None of these bytes is sent.
@@ -174,7 +198,10 @@ def test_inserted(sizes: tuple[int, int], seed: int, data: st.DataObject) -> Non
 
 
 @given(st.sampled_from([(64, 64), (40, 300), (5000, 9000)]), Seeds, st.data())
-def test_two_lines_swapped(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+def test_twoLinesSwapped(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    """
+    Two lines swapped.
+    """
     echo = Echo(sizes)
     first = data.draw(st.integers(0, LINES - 2))
     lines = list(echo.lines)
@@ -183,7 +210,10 @@ def test_two_lines_swapped(sizes: tuple[int, int], seed: int, data: st.DataObjec
 
 
 @given(st.sampled_from([(64, 64), (40, 300)]), Seeds, st.data())
-def test_lines_come_later(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+def test_linesComeLater(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    """
+    Lines come later.
+    """
     echo = Echo(sizes)
     first = data.draw(st.integers(0, LINES - 3))
     end = data.draw(st.integers(first + 1, LINES - 1))
@@ -193,7 +223,10 @@ def test_lines_come_later(sizes: tuple[int, int], seed: int, data: st.DataObject
 
 
 @given(st.sampled_from([(64, 64), (40, 300), (5000, 9000)]), Seeds, st.data())
-def test_crossed_in_place(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+def test_crossedInPlace(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    """
+    Crossed in place.
+    """
     echo = Echo((64, 64))
     line = data.draw(st.integers(0, LINES - 1))
     other = wholeLine(echo.foreign(data.draw(st.integers(1, 500))), line)
@@ -203,7 +236,10 @@ def test_crossed_in_place(sizes: tuple[int, int], seed: int, data: st.DataObject
 
 
 @given(st.sampled_from([(64, 64), (40, 300), (5000, 9000)]), Seeds, st.data())
-def test_crossed_besides(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+def test_crossedBesides(sizes: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    """
+    Crossed besides.
+    """
     echo = Echo(sizes)
     at = data.draw(st.integers(0, len(echo.sent)))
     other = wholeLine(echo.foreign(data.draw(st.integers(1, 500))), data.draw(st.integers(0, 99)))
@@ -211,7 +247,10 @@ def test_crossed_besides(sizes: tuple[int, int], seed: int, data: st.DataObject)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_two_events_are_two_faults(count: int) -> None:
+def test_twoEventsAreTwoFaults(count: int) -> None:
+    """
+    Two events are two faults.
+    """
     echo = Echo((64, 64))
     received = bytearray(echo.sent)
     for line in range(0, 10 * count, 10):
@@ -222,7 +261,10 @@ def test_two_events_are_two_faults(count: int) -> None:
     assert [fault.offset for fault in faults] == [*range(63, 640 * count, 640), 2000]
 
 
-def test_what_is_told_is_what_it_turns_out_to_be() -> None:
+def test_whatIsToldIsWhatItTurnsOutToBe() -> None:
+    """
+    What is told is what it turns out to be.
+    """
     told: list[str] = []
     echo = Echo((64, 64))
     echo.faults.onFault = lambda fault: told.append(fault.kind)
@@ -239,7 +281,10 @@ def test_what_is_told_is_what_it_turns_out_to_be() -> None:
     assert later.faults.counts == {"reordered": 1, "lost": 0}
 
 
-def test_a_long_line_is_damaged() -> None:
+def test_aLongLineIsDamaged() -> None:
+    """
+    A long line is damaged.
+    """
     echo = Echo((3_000_000, 3_000_000), 2)
     received = bytearray(echo.sent)
     received[1_234_567] ^= 0xFF
@@ -247,19 +292,28 @@ def test_a_long_line_is_damaged() -> None:
     one(echo, bytes(received), "damaged", 1_300_001 - 1_234_567)
 
 
-def test_a_megabyte_of_short_lines_is_lost() -> None:
+def test_aMegabyteOfShortLinesIsLost() -> None:
+    """
+    A megabyte of short lines is lost.
+    """
     echo = Echo((64, 64), 20_000)
     one(echo, echo.sent[:100_001] + echo.sent[1_100_001:], "lost", 1_000_000)
 
 
-def test_lines_that_begin_alike() -> None:
+def test_linesThatBeginAlike() -> None:
+    """
+    Lines that begin alike.
+    """
     echo = Echo((64, 64), 200)
     # The 40th line from here begins with the same letter.
     one(echo, echo.sent[:640] + echo.sent[640 + 40 * 64 :], "lost", 40 * 64)
     assert echo.comparison.returnedLines == 160
 
 
-def test_what_does_not_end_is_bounded() -> None:
+def test_whatDoesNotEndIsBounded() -> None:
+    """
+    What does not end is bounded.
+    """
     echo = Echo((64, 64))
     for _ in range(100):
         echo.comparison.received(b"x" * 100_000, 1.0)
@@ -272,21 +326,30 @@ def test_what_does_not_end_is_bounded() -> None:
     assert echo.comparison.position == len(echo.sent)
 
 
-def test_what_is_owed_when_it_breaks_off_is_no_fault() -> None:
+def test_whatIsOwedWhenItBreaksOffIsNoFault() -> None:
+    """
+    What is owed when it breaks off is no fault.
+    """
     echo = Echo((64, 64))
     assert echo.feed(echo.sent[:1000], inOrder=False) == []
     assert echo.comparison.position == 1000
     assert echo.comparison.isMidLine
 
 
-def test_what_is_owed_at_the_end_is_lost() -> None:
+def test_whatIsOwedAtTheEndIsLost() -> None:
+    """
+    What is owed at the end is lost.
+    """
     echo = Echo((64, 64))
     (fault,) = echo.feed(echo.sent[:1000])
     assert (fault.kind, fault.offset, fault.length) == ("lost", 1000, len(echo.sent) - 1000)
     assert (fault.line, fault.received, fault.time) == (15, b"", 2.0)
 
 
-def test_a_difference_before_it_breaks_off() -> None:
+def test_aDifferenceBeforeItBreaksOff() -> None:
+    """
+    A difference before it breaks off.
+    """
     echo = Echo((64, 64))
     (fault,) = echo.feed(echo.sent[:1000] + echo.sent[1010:1020], inOrder=False)
     assert (fault.kind, fault.offset, fault.length) == ("lost", 1000, 10)
@@ -312,6 +375,10 @@ def parted(answer: Callable[[Comparison, bytes], None]) -> list[Fault]:
 
 
 def test_early() -> None:
+    """
+    Early.
+    """
+
     def early(comparison: Comparison, line: bytes) -> None:
         comparison.received(line[:10], 2.0)
         comparison.received(line[10:30], 2.0)
@@ -321,7 +388,10 @@ def test_early() -> None:
     assert parted(lambda comparison, line: None) == []
 
 
-def test_lines_that_are_given() -> None:
+def test_linesThatAreGiven() -> None:
+    """
+    Lines that are given.
+    """
     lines = [b"a" * 5 + b"\n", bytes(range(256)), b"\n", b"x\r\n", bytes(range(256))]
     sent = b"".join(lines)
     for at in range(len(sent)):

@@ -37,7 +37,10 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("description", TARGETS)
-def test_a_target(description: str) -> None:
+def test_aTarget(description: str) -> None:
+    """
+    A target.
+    """
     expected = TARGETS[description]
     found = parseTarget(description)
     assert found.name == description
@@ -56,13 +59,19 @@ def test_a_target(description: str) -> None:
         *("unix:" + "x" * 108, "tcp:::1:4040", "tcp:a:٣", "tcp:a\nb:1"),
     ],
 )
-def test_what_is_no_target(description: str) -> None:
+def test_whatIsNoTarget(description: str) -> None:
+    """
+    What is no target.
+    """
     with pytest.raises(ValueError, match=r".") as raised:
         parseTarget(description)
     assert repr(description) in str(raised.value)
 
 
-def test_a_source() -> None:
+def test_aSource() -> None:
+    """
+    A source.
+    """
     assert parseSource("192.0.2.1") == ("192.0.2.1", 0)
     assert parseSource("192.0.2.1:1024") == ("192.0.2.1", 1024)
     assert parseSource("2001:db8::1") == ("2001:db8::1", 0)
@@ -73,7 +82,10 @@ def test_a_source() -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_PROXY_header_is_what_the_daemon_reads(version: int) -> None:
+def test_aPROXYHeaderIsWhatTheDaemonReads(version: int) -> None:
+    """
+    A PROXY header is what the daemon reads.
+    """
     for source, destination in (
         (("192.0.2.1", 1024), ("192.0.2.2", 4040)),
         (("2001:db8::1", 1024), ("2001:db8::2", 4040)),
@@ -91,14 +103,20 @@ def test_a_PROXY_header_is_what_the_daemon_reads(version: int) -> None:
     assert proxyHeader(2, ("1.2.3.4", 5), None)[12:16] == struct.pack("!BBH", 0x21, 0x11, 12)
 
 
-def test_an_address_is_written_as_the_log_of_the_daemon_has_it() -> None:
+def test_anAddressIsWrittenAsTheLogOfTheDaemonHasIt() -> None:
+    """
+    An address is written as the log of the daemon has it.
+    """
     assert formatAddress(("127.0.0.1", 5)) == "127.0.0.1:5"
     assert formatAddress(("::1", 5, 0, 0)) == "[::1]:5"
     assert formatAddress(("::ffff:127.0.0.1", 5, 0, 0)) == "127.0.0.1:5"
     assert formatAddress("") == "unix"
 
 
-def test_a_path_has_no_name_to_resolve() -> None:
+def test_aPathHasNoNameToResolve() -> None:
+    """
+    A path has no name to resolve.
+    """
     found: list[object] = []
     resolve(None, parseTarget("unix:/x"), found.append)
     assert found == [[(socket.AF_UNIX, "/x")]]
@@ -135,7 +153,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("arguments", WRONG)
-def test_wrong_usage_is_one_line(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrongUsageIsOneLine(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    Wrong usage is one line.
+    """
     assert main(["tcp:127.0.0.1:4040", *arguments.split()]) == 2
     output, complaint = capsys.readouterr()
     assert output == ""
@@ -144,15 +165,21 @@ def test_wrong_usage_is_one_line(arguments: str, capsys: pytest.CaptureFixture[s
     assert complaint.count("\n") == 1
 
 
-def test_no_target_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_noTargetIsOneLine(capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    No target is one line.
+    """
     assert main([]) == 2
     assert "TARGET" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--ca", "--certificate"])
-def test_a_file_that_is_no_certificate(
+def test_aFileThatIsNoCertificate(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """
+    A file that is no certificate.
+    """
     (tmp_path / "file").write_text("nothing")
     for path in (tmp_path / "file", tmp_path / "none"):
         assert main(["tls:localhost:1", option, str(path)]) == 2
@@ -168,7 +195,10 @@ def plan(arguments: str) -> Plan:
     return planOf(parseArguments(["tcp:a:1", *arguments.split()], ""))
 
 
-def test_the_plan() -> None:
+def test_thePlan() -> None:
+    """
+    The plan.
+    """
     assert plan("--connections 5") == Plan(5, None, 16, None, 10.0)
     assert plan("--rate 100") == Plan(1, 100.0, None, None, 10.0)
     assert plan("--rate 100 --depth 3 --lines 7") == Plan(1, 100.0, 3, 7, None)
@@ -177,12 +207,18 @@ def test_the_plan() -> None:
     assert not parseArguments(["tcp:a:1", "--size", "5"], "").isLoad
 
 
-def test_a_server_name_that_is_none() -> None:
+def test_aServerNameThatIsNone() -> None:
+    """
+    A server name that is none.
+    """
     options = parseArguments(["tls:a:1", "--server-name", ".a"], "")
     with pytest.raises(UsageError, match=r"--server-name: '\.a'"):
         settingsOf(options)
 
 
-def test_files_are_tried_without_a_trace(tmp_path: Path) -> None:
+def test_filesAreTriedWithoutATrace(tmp_path: Path) -> None:
+    """
+    Files are tried without a trace.
+    """
     parseArguments(["tcp:a:1", "--lines", "1", "--hdr", str(tmp_path / "new")], "")
     assert list(tmp_path.iterdir()) == []

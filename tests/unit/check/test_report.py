@@ -57,7 +57,10 @@ def newRun(latency: Latency | None = None) -> tuple[Run, Clock]:
 FAULT = Fault("lost", 3, 200, 5, 102.5, b"abc", b"", 0, "127.0.0.1:5")
 
 
-def test_the_document() -> None:
+def test_theDocument() -> None:
+    """
+    The document.
+    """
     run, _ = newRun(Latency())
     connection: Any = Connection()
     assert run.begins(connection) == 0
@@ -102,6 +105,9 @@ def test_the_document() -> None:
 
 
 def test_results() -> None:
+    """
+    Results.
+    """
     run, _ = newRun(Latency())
     assert run.latency is not None
     run.latency.intended.record(0.01)
@@ -114,7 +120,10 @@ def test_results() -> None:
     assert document(run, None, 0.005)["status"] == 1
 
 
-def test_many_faults_are_counted_and_the_first_listed() -> None:
+def test_manyFaultsAreCountedAndTheFirstListed() -> None:
+    """
+    Many faults are counted and the first listed.
+    """
     run, _ = newRun()
     for _ in range(LISTED + 5):
         run.faults.add(FAULT)
@@ -125,6 +134,9 @@ def test_many_faults_are_counted_and_the_first_listed() -> None:
 
 
 def test_percentiles() -> None:
+    """
+    Percentiles.
+    """
     times = Times()
     for number in range(1, 10_001):
         times.record(number / 1000)
@@ -135,7 +147,10 @@ def test_percentiles() -> None:
     assert table["max"] == 10.0
 
 
-def test_intervals_are_bounded() -> None:
+def test_intervalsAreBounded() -> None:
+    """
+    Intervals are bounded.
+    """
     latency = Latency()
     for number in range(5000):
         latency.intended.record(0.001 * (number % 7 + 1))
@@ -145,7 +160,10 @@ def test_intervals_are_bounded() -> None:
     assert max(interval.longest for interval in latency.intervals) == pytest.approx(0.007)
 
 
-def test_a_pause_of_our_own() -> None:
+def test_aPauseOfOurOwn() -> None:
+    """
+    A pause of our own.
+    """
     pauses = Pauses(0.0, 0.02)
     for moment in (0.01, 0.03, 0.05):
         pauses.look(moment)
@@ -156,7 +174,10 @@ def test_a_pause_of_our_own() -> None:
     assert pauses.table()["max"] == pytest.approx(0.28)
 
 
-def test_a_gap_is_when_lines_were_due() -> None:
+def test_aGapIsWhenLinesWereDue() -> None:
+    """
+    A gap is when lines were due.
+    """
     run, clock = newRun(Latency())
     run.echoed(101.0)
     clock.advance(1)
@@ -177,6 +198,9 @@ def test_a_gap_is_when_lines_were_due() -> None:
 
 
 def test_words() -> None:
+    """
+    Words.
+    """
     run, _ = newRun()
     line = text.faultLine(run, FAULT)
     for part in ("lost", "connection 0", "line 3", "offset 200"):
@@ -190,6 +214,9 @@ def test_words() -> None:
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_pictures(ending: str, tmp_path: Path) -> None:
+    """
+    Pictures.
+    """
     if ending == "png":
         pytest.importorskip("PIL")
     run, _ = newRun(Latency())
@@ -206,7 +233,10 @@ def test_pictures(ending: str, tmp_path: Path) -> None:
     verifyObject(canvas.ICanvas, canvas.canvasFor(str(path), 10, 10))
 
 
-def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatIsNotInstalledIsSaid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What is not installed is said.
+    """
     missing: dict[str, ModuleType | None] = {"PIL": None, "rich.console": None}
     for name, module in missing.items():
         monkeypatch.setitem(__import__("sys").modules, name, module)
@@ -221,7 +251,10 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(screenFor(terminal, isSilent=False), Plain)
 
 
-def test_the_server_log(tmp_path: Path) -> None:
+def test_theServerLog(tmp_path: Path) -> None:
+    """
+    The server log.
+    """
     path = tmp_path / "access.log"
     path.write_text('{"bytes_in": 5, "reason": "old"}\n')
     log = ServerLog(str(path))

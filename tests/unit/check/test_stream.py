@@ -20,7 +20,10 @@ from kvserver.check.stream import (
 )
 
 
-def test_it_can_be_generated_again() -> None:
+def test_itCanBeGeneratedAgain() -> None:
+    """
+    It can be generated again.
+    """
     one, other = (Stream(Pool(7), 3, (10, 100_000)) for _ in range(2))
     lines = [wholeLine(one, line) for line in range(50)]
     assert lines == [wholeLine(other, line) for line in range(50)]
@@ -31,7 +34,10 @@ def test_it_can_be_generated_again() -> None:
 
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 9, 10, 33, 64, PIECE, PIECE + 1, PIECE + 2, 3 * PIECE])
-def test_a_line_is_as_long_as_it_says_and_has_one_LF(size: int, binary: bool) -> None:
+def test_aLineIsAsLongAsItSaysAndHasOneLF(size: int, binary: bool) -> None:
+    """
+    A line is as long as it says and has one LF.
+    """
     stream = Stream(Pool(1, binary), 70_000, (size, size))
     for number in (0, 1, 1 << 30):
         line = wholeLine(stream, number)
@@ -40,13 +46,19 @@ def test_a_line_is_as_long_as_it_says_and_has_one_LF(size: int, binary: bool) ->
         assert line.count(b"\n") == 1
 
 
-def test_sizes_are_between_their_bounds() -> None:
+def test_sizesAreBetweenTheirBounds() -> None:
+    """
+    Sizes are between their bounds.
+    """
     stream = Stream(Pool(1), 0, (10, 20))
     assert {stream.size(line) for line in range(1000)} == set(range(10, 21))
 
 
 @pytest.mark.parametrize("size", [64, 1000, 3 * PIECE])
-def test_the_header_names_the_line(size: int) -> None:
+def test_theHeaderNamesTheLine(size: int) -> None:
+    """
+    The header names the line.
+    """
     line = wholeLine(Stream(Pool(1), 0x2A, (size, size)), 0x1F)
     match = HEADER.match(line)
     assert match
@@ -55,7 +67,10 @@ def test_the_header_names_the_line(size: int) -> None:
     assert match[0][-9:-1] == b"%08x" % zlib.crc32(body)
 
 
-def test_neighbours_differ_from_their_first_byte_on() -> None:
+def test_neighboursDifferFromTheirFirstByteOn() -> None:
+    """
+    Neighbours differ from their first byte on.
+    """
     pool = Pool(1)
     streams = [Stream(pool, connection, (64, 64)) for connection in range(30)]
     for line in range(100):
@@ -64,7 +79,10 @@ def test_neighbours_differ_from_their_first_byte_on() -> None:
 
 
 @pytest.mark.parametrize(("size", "count"), [(64, 10_000), (PIECE, 24)])
-def test_it_can_not_be_compressed(size: int, count: int) -> None:
+def test_itCanNotBeCompressed(size: int, count: int) -> None:
+    """
+    It cannot be compressed.
+    """
     stream = Stream(Pool(1, binary=True), 0, (size, size))
     data = b"".join(wholeLine(stream, line) for line in range(count))
     # The headers of short lines are text.

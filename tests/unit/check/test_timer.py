@@ -17,7 +17,10 @@ from kvserver.check.timer import Timer
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_calls_once_after_its_time() -> None:
+async def test_itCallsOnceAfterItsTime() -> None:
+    """
+    It calls once after its time.
+    """
     calls: list[float] = []
     called: Deferred[None] = Deferred()
 
@@ -34,7 +37,10 @@ async def test_it_calls_once_after_its_time() -> None:
     assert calls[0] - begin >= 0.0105
 
 
-def test_it_is_the_reactor_s_where_the_library_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_itIsTheReactorSWhereTheLibraryHasNone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    It is the reactor's where the library has none.
+    """
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     calls: list[None] = []
     clock = Clock()
