@@ -2,6 +2,7 @@
 What a run says of itself, in memory: the document, the latencies, the words, the pictures.
 """
 
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from kvserver.check.path import Check
 from kvserver.check.plot import plot
 from kvserver.check.report import document
 from kvserver.check.run import End, IChecked, Run, Settings
-from kvserver.check.screen import Plain, curve, screenFor
+from kvserver.check.screen import IScreen, Plain, Rich, curve, screenFor
 from kvserver.check.serverlog import ServerLog
 from kvserver.check.target import parseTarget
 
@@ -212,13 +213,55 @@ def test_words() -> None:
     ]
 
 
+class Terminal(StringIO):
+    """
+    A terminal that keeps what is written.
+    """
+
+    def isatty(self) -> bool:
+        """
+        It is one.
+        """
+        return True
+
+
+def shown(screen: IScreen) -> None:
+    """
+    A run, from its first rule to its report.
+    """
+    verifyObject(IScreen, screen)
+    run, _ = newRun(Latency())
+    assert run.latency is not None
+    run.latency.intended.record(0.005)
+    interval = run.latency.tick(0.0, 1.0)
+    screen.check(Check("tail", "FAILS", "it is [lost]"))
+    screen.trouble("end: [reset]")
+    screen.interval(run, interval, 0.5)
+    screen.interval(run, interval, None)
+    screen.report(run, document(run, None, None))
+    run.stop()
+
+
+def test_screens() -> None:
+    """
+    A terminal and a file show the same.
+    """
+    for file in (Terminal(), StringIO()):
+        screen = screenFor(file, isSilent=False)
+        assert isinstance(screen, Rich) == file.isatty()
+        shown(screen)
+        for words in ("FAILS", "[lost]", "[reset]", "p99.99", "5 ms", "result: ok"):
+            assert words in file.getvalue()
+    file = StringIO()
+    shown(screenFor(file, isSilent=True))
+    assert file.getvalue() == ""
+
+
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_pictures(ending: str, tmp_path: Path) -> None:
     """
     Pictures.
     """
-    if ending == "png":
-        pytest.importorskip("PIL")
     run, _ = newRun(Latency())
     assert run.latency is not None
     for number in range(50):
@@ -243,12 +286,7 @@ def test_whatIsNotInstalledIsSaid(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtra, match="pip install"):
         canvas.canvasFor("a.png", 1, 1)
 
-    class Terminal:
-        def isatty(self) -> bool:
-            return True
-
-    terminal: Any = Terminal()
-    assert isinstance(screenFor(terminal, isSilent=False), Plain)
+    assert isinstance(screenFor(Terminal(), isSilent=False), Plain)
 
 
 def test_theServerLog(tmp_path: Path) -> None:
