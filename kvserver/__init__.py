@@ -14,6 +14,7 @@ The map, from the command line down. Imports run downwards only::
     served         finds what is served: the echo, or a protocol given by name
     echo/          the echo protocol, which is served by default
     examples/      a protocol that imports nothing from this package
+    check/         kvcheck, the other end of the path; the daemon imports nothing of it
     interfaces     what a protocol can offer besides IProtocol, and what a listener needs
 
 The service tree::

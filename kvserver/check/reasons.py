@@ -1,0 +1,32 @@
+"""
+Why a connection fails, in words.
+"""
+
+import errno
+import ssl
+
+RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
+
+
+def meaningOf(error: OSError) -> str:
+    """
+    Why a connection could not be established, in words.
+    """
+    if error.errno is None:
+        return str(error)
+    return {
+        errno.ECONNREFUSED: "connection refused",
+        errno.ETIMEDOUT: "no answer",
+        errno.ENOENT: "no such UNIX socket",
+        errno.EMFILE: "too many open files here",
+    }.get(error.errno, errno.errorcode.get(error.errno, str(error)))
+
+
+def reasonOf(error: ssl.SSLError) -> str:
+    """
+    What OpenSSL says, in words.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {error.verify_message}"
+    reason = error.reason or str(error)
+    return reason.lower().replace("_", " ")
