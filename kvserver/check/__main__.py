@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from kvserver import __version__
 from kvserver.check import text
-from kvserver.check.contract import raiseDescriptors
+from kvserver.check.contract import DESCRIPTORS, raiseDescriptors
 from kvserver.check.faults import LISTED
 from kvserver.check.giving import DEPTH, DURATION, Plan
 from kvserver.check.latency import Interval, Latency, MissingExtra
@@ -109,6 +109,12 @@ class Main:
         """
         self._reactor = reactor
         self._options = options
+        limit = raiseDescriptors()
+        if (options.connections or 0) + DESCRIPTORS > limit:
+            raise UsageError(
+                f"--connections: {options.connections} are too many for this process, which may "
+                f"have {limit} file descriptors (ulimit -n)"
+            )
         self._settings = settingsOf(options)
         self._latency = Latency() if options.isLoad else None
         if options.plot:
@@ -164,7 +170,6 @@ class Main:
             self._show(run, text.endLine(run, end)) if end.ending != "closed" else None
         )
         run.start()
-        raiseDescriptors()
         done: Deferred[Any]
         if self._options.isLoad:
             load = Load(run, planOf(self._options))
@@ -212,7 +217,7 @@ class Main:
 
     def _finish(self, run: Run, checks: list[Check] | None) -> None:
         run.finish()
-        if not run.opened:
+        if run.isInVain:
             why = run.whyNot or "interrupted before a connection came about"
             self._fail(f"{self._options.target.name}: {why}")
             return

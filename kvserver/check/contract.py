@@ -13,6 +13,11 @@ from kvserver.check.stream import FixedLines
 
 CONNECTIONS = 1000
 
+DESCRIPTORS = 50
+"""
+How many file descriptors the checker needs besides those of its connections.
+"""
+
 UNREAD = 256 << 20
 """
 How much is sent to a path while nothing is read, in bytes.
@@ -194,7 +199,7 @@ async def manyConnections(path: Path) -> str:
     Many connections at once: each gets its own line.
     """
     limit = raiseDescriptors()
-    if limit < CONNECTIONS + 50:
+    if limit < CONNECTIONS + DESCRIPTORS:
         raise CannotBeTold(f"this process may have {limit:,} file descriptors (ulimit -n)")
     connections = [path.begin() for _ in range(CONNECTIONS)]
     await gatherResults([each.until(each.canSend) for each in connections])

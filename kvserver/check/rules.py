@@ -40,7 +40,7 @@ async def tryRules(path: Path, names: list[str], tell: Callable[[Check], None]) 
             check = Check(name, UNKNOWN, "not tried, since whole lines do not come back")
         else:
             check = await tryRule(path, name)
-        if path.run.opened == 0:
+        if path.run.isInVain:
             break
         checks.append(check)
         tell(check)

@@ -30,6 +30,11 @@ A time without any echo that is at least so long is listed, in seconds.
 
 SWEEP = 0.02
 
+_LOOKS = 5
+"""
+In every fifth sweep all connections are looked at: there may be thousands.
+"""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -184,6 +189,7 @@ class Run:
         self._sums: Counter[str] = Counter()
         self._sweepCall: Any = None
         self._sweepDue = 0.0
+        self._sweeps = 0
 
     def start(self) -> None:
         """
@@ -206,8 +212,10 @@ class Run:
             self.pauses.look(now)
             self.pauses.note(now - self._sweepDue)
             self.pauses.late.take()
-        for connection in list(self.live):
-            connection.look(now)
+        self._sweeps += 1
+        if self._sweeps % _LOOKS == 0:
+            for connection in list(self.live):
+                connection.look(now)
         self._sweepDue = self.clock() + SWEEP
         self._sweepCall = self.reactor.callLater(SWEEP, self._sweep)
 
@@ -220,6 +228,13 @@ class Run:
         self.live.add(connection)
         self._begun += 1
         return self._begun - 1
+
+    @property
+    def isInVain(self) -> bool:
+        """
+        Has not one connection come about, of those that were begun?
+        """
+        return self.opened == 0 and (self._begun > 0 or self.interrupted)
 
     def foreign(self, connection: int) -> Stream:
         """

@@ -76,7 +76,7 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"({result['bytes_returned']:,} of {result['bytes_sent']:,} bytes) in "
         f"{result['duration']:.1f} s"
     )
-    lines.append(f"connections: {result['connections']['opened']:,} opened; {said}")
+    lines.append(f"connections: {result['connections']['opened']:,} opened; {said or 'none ended'}")
     counts = result["fault_counts"]
     found = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     lines.append(f"faults: {found or 'none'}")

@@ -460,6 +460,23 @@ def test_aWrongTargetIsOneLine(name: str) -> None:
     assert answer.said == {}
 
 
+def test_ownDescriptorsDoNotSuffice(daemon: Daemon) -> None:
+    """
+    That is not blamed on the path.
+    """
+
+    def limited(*more: str) -> Answer:
+        command = ["prlimit", "--nofile=500:500", KVCHECK, "--json", at(daemon.port), *more]
+        program("prlimit")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    assert limited("--rule", "connections").outcomes() == {"connections": "cannot be told"}
+    answer = limited("--connections", "500")
+    assert answer.status == 2
+    assert "--connections: 500 are too many" in answer.complaint
+
+
 def test_aRefusedPortIsOneLine() -> None:
     """
     A refused port is one line.
