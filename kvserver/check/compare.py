@@ -81,6 +81,7 @@ class Comparison:
         self._seenAt = 0.0
         self._trimmed = 0
         self._early: Fault | None = None
+        self._unfilled: Fault | None = None
         self._missing = MissingLines(self._sent, self._finder.hasHeaders, faults)
 
     @property
@@ -138,6 +139,10 @@ class Comparison:
         @param now: The time, by the monotonic clock, in seconds.
         """
         self._missing.tell(now)
+        if self._unfilled is not None:
+            # The place was found before so much had come as is shown.
+            self._unfilled.received += data[: SHOWN - len(self._unfilled.received)]
+            self._unfilled = None if len(self._unfilled.received) == SHOWN else self._unfilled
         while True:
             if self.difference is None:
                 data = self._advance(data)
@@ -265,6 +270,7 @@ class Comparison:
                 fault = self._report(
                     kind, offset, length, self._seenAt, expected, came[:SHOWN], not isWhole
                 )
+                self._unfilled = fault if len(fault.received) < SHOWN else None
                 if isWhole:
                     self._missing.add(fault, range(self.line, line))
                 self.returnedBytes += max(0, start - offset)
