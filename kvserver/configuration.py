@@ -160,9 +160,7 @@ def configure(
         operations,
         notifySocket,
         _workers(options["workers"]),
-        _number(
-            "--replace-timeout", options["replace-timeout"], "a number of seconds", 0, MAX_SECONDS
-        ),
+        _replaceTimeout(options),
     )
 
 
@@ -217,15 +215,24 @@ def _limits(options: Mapping[str, Any]) -> Limits:
 def _workers(value: str | None) -> int | None:
     if value is None:
         return None
-    if value == "auto":
-        return available()
-    count = _number("--workers", value, "auto, or a number of processes", 1, MAX_WORKERS)
+    accepted = "auto, or a number of processes"
+    isAuto = value == "auto"
+    count = available() if isAuto else _number("--workers", value, accepted, 1, MAX_WORKERS)
     if maxConnectionsAllowed() < count * DESCRIPTORS_PER_WORKER:
         raise UsageError(
             f"--workers: {value!r} processes need {count * DESCRIPTORS_PER_WORKER} file "
             "descriptors, more than the hard limit allows"
         )
     return count
+
+
+def _replaceTimeout(options: Mapping[str, Any]) -> int:
+    value = options["replace-timeout"]
+    if value is None:
+        return 0
+    if options["workers"] is None:
+        raise UsageError("--replace-timeout: there are no --workers")
+    return _number("--replace-timeout", value, "a number of seconds", 0, MAX_SECONDS)
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
@@ -272,6 +279,8 @@ def _operations(
         raise UsageError(
             f"--metrics: needs more than is installed ({error}): pip install 'kvserver[metrics]'"
         ) from None
+    if description.startswith(("tls:", "proxy:")):
+        raise UsageError(f"--metrics: {description!r}: tls: and proxy: are for --listen alone")
     binding = _parse("--metrics", parseEndpoint, description, environment)
     for spec in listeners:
         if binding.conflictsWith(spec.binding):

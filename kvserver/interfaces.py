@@ -114,3 +114,8 @@ class IWorkers(Interface):
         """
         Reset all connections.
         """
+
+    def receive() -> None:
+        """
+        Receive which connections have ended, as far as that was sent already.
+        """

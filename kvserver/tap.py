@@ -113,9 +113,9 @@ class Options(UsageOptions):
         [
             "replace-timeout",
             None,
-            "0",
+            None,
             "Seconds that a worker which USR2 has replaced waits for its last connections; then it "
-            "drains. 0: for ever.",
+            "drains. [default: 0, for ever]",
         ],
         [
             "protocol",

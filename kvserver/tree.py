@@ -175,7 +175,7 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
 
 def _workers(pool: Pool, count: int, reactor: Any) -> list[ChildSpec]:
     def worker(number: int) -> ChildSpec:
-        return ChildSpec(f"worker {number}", lambda died: Worker(reactor, pool, number, died))
+        return ChildSpec(f"worker {number}", lambda died: Worker(pool, number, died))
 
     def cannotStart(failure: Failure) -> Deferred[None]:
         _log.critical("{reason}", reason=failure.getErrorMessage())

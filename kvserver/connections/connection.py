@@ -251,7 +251,6 @@ class Connection:
             self._countUnacknowledged()
         if self._aborting:
             self._linger0()
-        self.socket.close()
         stage, self.stage = self.stage, None
         if stage is not None:
             stage.ended()
@@ -272,7 +271,12 @@ class Connection:
                     # Break the reference cycle: otherwise only the garbage collector could free
                     # both.
                     self.protocol = None
-                    self._ended(self)
+                    try:
+                        self._ended(self)
+                    finally:
+                        # Only now does the client see the end. It may come again at once, and must
+                        # not be counted twice.
+                        self.socket.close()
 
     def _countUnacknowledged(self) -> None:
         """

@@ -149,8 +149,7 @@ class Connections(Service):
         written.
         """
         record = connection.record
-        if record.duration is None:
-            record.duration = self._reactor.seconds() - record.acceptedAt
+        record.duration = self._reactor.seconds() - record.acceptedAt
         self.counters.add(record)
         try:
             if self._report is not None:
@@ -186,6 +185,8 @@ class Connections(Service):
         """
         Return whether one more connection may be accepted. If not, log that.
         """
+        if len(self._live) >= self._maxConnections and self.workers is not None:
+            self.workers.receive()
         if len(self._live) < self._maxConnections:
             return True
         self._throttle("all", self._logFull)
@@ -210,6 +211,8 @@ class Connections(Service):
         source = sourceKey(connection.getPeer()) if limit else None
         if source is None:
             return True
+        if self._perSource.get(source, 0) >= limit and self.workers is not None:
+            self.workers.receive()
         count = self._perSource.get(source, 0)
         if count >= limit:
             self.sourceLog.warn(
@@ -249,11 +252,8 @@ class Connections(Service):
         if not self._live:
             return succeed(None)
         seconds = self.limits.drainTimeout
-        _log.info(
-            "Draining {count} connections, for at most {seconds} s",
-            count=len(self),
-            seconds=seconds,
-        )
+        what = "1 connection" if len(self) == 1 else "{count} connections"
+        _log.info(f"Draining {what}, for at most {{seconds}} s", count=len(self), seconds=seconds)
         return self.drain(0 if self._drainIsAborted else seconds)
 
     def drain(self, seconds: float) -> Deferred[None]:
@@ -282,7 +282,8 @@ class Connections(Service):
             self._drain.abort()
 
     def _abortAll(self) -> None:
-        count = len(self)
+        if not (count := len(self)):
+            return
         what = "1 connection that was" if count == 1 else "{count} connections that were"
         _log.warn(f"Reset {what} still busy at the end of the drain", count=count)
         if self.workers is not None:

@@ -107,6 +107,22 @@ class AccessLogFile(Service):
         self._isDue = False
         self._endsInPartialLine = False
 
+    def privilegedStartService(self) -> None:
+        """
+        See whether the path is wrong, before anything listens. Nothing is opened.
+
+        @raise CannotStart: It is. The message says why.
+        """
+        super().privilegedStartService()
+        if os.path.isdir(self._path):
+            raise self._cannotStart(os.strerror(errno.EISDIR))
+        if not os.path.isdir(os.path.dirname(self._path)):
+            raise self._cannotStart(os.strerror(errno.ENOENT))
+
+    def _cannotStart(self, reason: object) -> CannotStart:
+        line = f"kvserver: --access-log: {self._path!r} can't be written: {reason}"
+        return CannotStart(line)
+
     def startService(self) -> None:
         """
         Open the file, as the user that C{twistd --uid} has switched to. If that fails, but may
@@ -119,9 +135,7 @@ class AccessLogFile(Service):
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             if not isinstance(error, OSError) or error.errno in _WRONG_AS_WRITTEN:
-                raise CannotStart(
-                    f"kvserver: --access-log: {self._path!r} can't be written: {reason}"
-                ) from None
+                raise self._cannotStart(reason) from None
             self._isDue = True
             _log.warn(
                 "--access-log: {path} can't be opened: {reason}. Trying again at each record",

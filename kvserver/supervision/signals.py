@@ -52,8 +52,8 @@ class ProcessSignals:
     """
     The signal handlers of the process. They act on all service trees that run in it.
 
-    HUP reloads each tree. The reactor itself handles the first TERM or INT: it stops the services.
-    A second one aborts the drain of each tree.
+    HUP reloads each tree, USR2 replaces its workers. The reactor itself handles the first TERM or
+    INT: it stops the services. A second one aborts the drain of each tree.
 
     If INT is ignored at the start, as in a background job of a shell, it stays ignored. HUP reloads
     even then, as under nohup(1): its default would end the process.
@@ -75,11 +75,10 @@ class ProcessSignals:
         Let signals act on this tree. From now on, HUP does not end the process.
         """
         self._trees.append(tree)
-        if tree.replace is not None:
-            signal.signal(signal.SIGUSR2, self._onReplace)
         if self._areInstalled:
             return
         self._areInstalled = True
+        signal.signal(signal.SIGUSR2, self._onReplace)
         before = signal.signal(signal.SIGHUP, self._hangUp)
         self._hangUpBefore = before if callable(before) else None
         # By then the reactor has installed its own handlers, which are wrapped.
@@ -125,6 +124,8 @@ class ProcessSignals:
         self._reactor.callFromThread(self._replace)
 
     def _replace(self) -> None:
+        if not any(tree.replace for tree in self._trees):
+            _log.warn("Received SIGUSR2: ignored, since there are no workers")
         for tree in self._trees:
             if tree.replace is not None:
                 tree.replace()
@@ -161,7 +162,7 @@ class Signals(Service):
 
         @param reload: Called on HUP.
 
-        @param replace: Called on USR2. None: USR2 has its default effect, and ends the process.
+        @param replace: Called on USR2. None: there is nothing to replace.
         """
         self._process = processSignals(reactor)
         self.replace = replace

@@ -192,7 +192,7 @@ class Supervisor(MultiService):
             else:
                 return
         _log.critical(
-            "{child} died more than {restarts} times in {period} s, the last time of: {reason}",
+            "More than {restarts} restarts in {period} s: giving up. {child} died last: {reason}",
             child=spec.name,
             restarts=self._intensity.restarts,
             period=self._intensity.period,

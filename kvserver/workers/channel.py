@@ -96,13 +96,14 @@ class Channel:
             data, descriptors = self._unsent[0]
             try:
                 sent = socket.send_fds(self._socket, [data], descriptors)
-            except BlockingIOError:
-                self._reactor.addWriter(self)
-                return
-            except OSError:
+            except (BrokenPipeError, ConnectionResetError):
                 # The other end is gone; the next read says so.
                 self._unsent.clear()
                 break
+            except OSError:
+                # The other end takes nothing now, or the kernel has no memory for it.
+                self._reactor.addWriter(self)
+                return
             if sent < len(data):
                 # The descriptors went with the first byte.
                 self._unsent[0] = data[sent:], ()
@@ -128,9 +129,9 @@ class Channel:
             self.close()
             self._lost()
 
-    def drain(self) -> None:
+    def receiveAll(self) -> None:
         """
-        Receive all that a dead peer has sent.
+        Receive all that has been sent so far.
         """
         while self.isOpen and self._receive():
             continue

@@ -101,6 +101,9 @@ class Worker:
         Get ready to serve.
         """
         limits = Limits(**settings["limits"])
+        # A client that has seen the end of its connection may come again at once, and must not be
+        # refused because the master has not heard of that end.
+        self._isExact = bool(limits.maxPerSource or limits.maxConnections)
         try:
             factory = load(settings["served"])
         except ValueError as error:
@@ -134,16 +137,19 @@ class Worker:
         """
         taken = [socket.socket(fileno=number) for number in descriptors[: len(descriptions)]]
         del descriptors[: len(descriptions)]
+        if missing := descriptions[len(taken) :]:
+            self._channel.send(["missing", [description[0] for description in missing]])
+            descriptions = descriptions[: len(taken)]
         self._channel.send(["took", [description[0] for description in descriptions]])
         self._channel.whenFlushed(lambda: self._serve(taken, descriptions))
 
     def _serve(self, taken: list[socket.socket], descriptions: list[list[Any]]) -> None:
         for accepted, description in zip(taken, descriptions, strict=True):
-            number, listener, isTLS, acceptedAt, *addresses = description
+            number, listener, isTLS, *addresses = description
             peer, client, host = map(toAddress, addresses)
             assert peer is not None
             record = ConnectionRecord(listener, peer)
-            record.id, record.acceptedAt = number, acceptedAt
+            record.id = number
             handover = self._handovers[isTLS]
             connection = handover.kind(
                 accepted,
@@ -181,11 +187,12 @@ class Worker:
             self._certificates.reload()
 
     def _report(self, record: ConnectionRecord) -> None:
-        if not self._ended:
-            # Together with all others that end in this turn. The limits of the master are exact
-            # only if it knows soon.
-            self._reactor.callLater(0, self._reportEnded)
         self._ended.append(fromEnd(record))
+        if self._isExact:
+            self._reportEnded()
+        elif len(self._ended) == 1:
+            # Together with all others that end in this turn.
+            self._reactor.callLater(0, self._reportEnded)
 
     def _reportEnded(self) -> None:
         if self._ended:
@@ -209,15 +216,25 @@ class Worker:
         if not hasattr(self, "connections"):
             self._reactor.stop()
             return
-        self.connections.stopService().addBoth(lambda _: self._reactor.stop())
+        self.connections.stopService().addBoth(self._end)
+
+    def _end(self, result: object) -> None:
+        for handover in self._handovers.values():
+            handover.stop()
+        self._reactor.stop()
 
 
 def main() -> None:
     """
-    Run a worker. The only argument is the number of the descriptor of its channel.
+    Run a worker. Its arguments: the number of the descriptor of its channel, and the C{PYTHONPATH}
+    of the master.
     """
+    os.environ["PYTHONPATH"] = sys.argv[2]
+    if not sys.argv[2]:
+        del os.environ["PYTHONPATH"]
     for number in GROUP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        # Unlike SIG_IGN, this is not inherited by what a protocol starts.
+        signal.signal(number, lambda number, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
     # A worker that hangs is made to say where, by SIGABRT.
     faulthandler.enable()
@@ -229,7 +246,3 @@ def main() -> None:
     worker = Worker(reactor, end)
     globalLogPublisher.addObserver(worker)
     cast(Any, reactor).run(installSignalHandlers=False)
-
-
-if __name__ == "__main__":
-    main()

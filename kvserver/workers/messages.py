@@ -72,14 +72,14 @@ def fromEnd(record: ConnectionRecord) -> list[Any]:
     Write the end of a connection.
     """
     reason = record.reason and record.reason.value
-    return [fromProgress(record, record.work), reason, record.duration, record.unacknowledged]
+    return [fromProgress(record, record.work), reason, record.unacknowledged]
 
 
 def toEnd(record: ConnectionRecord, written: list[Any]) -> None:
     """
     Read it into the record.
     """
-    progress, reason, record.duration, record.unacknowledged = written
+    progress, reason, record.unacknowledged = written
     record.work = toProgress(record, progress)
     record.closeWith(CloseReason(reason))
 

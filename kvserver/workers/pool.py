@@ -3,7 +3,7 @@ The workers together: they serve the connections that the master admits.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,9 +18,11 @@ from kvserver.connections.record import CloseReason
 from kvserver.connections.registry import Connections
 from kvserver.interfaces import IWorkers
 from kvserver.workers.channel import MAX_DESCRIPTORS
+from kvserver.workers.ending import KILL_MARGIN, WorkersNotReady, endAll
 from kvserver.workers.messages import fromCertificates
 from kvserver.workers.process import WorkerProcess
 from kvserver.workers.remote import RemoteConnection
+from kvserver.workers.replacement import Replacement
 
 _log = Logger(namespace="kvserver.worker")
 
@@ -38,17 +40,6 @@ CHECK_INTERVAL = 0.5
 """
 How often the master looks whether a worker hangs, in seconds.
 """
-
-KILL_MARGIN = 2.0
-"""
-How long a worker may take to reset its connections, or to end, before it is killed, in seconds.
-"""
-
-
-class WorkersNotReady(Exception):
-    """
-    A worker has ended before it was ready. The message says why.
-    """
 
 
 @implementer(IWorkers)
@@ -93,23 +84,24 @@ class Pool(Service):
         @param replaceTimeout: How long a worker that was replaced waits for its last connections
             before it drains, in seconds; 0: for ever.
         """
-        self._reactor = reactor
+        self.reactor = reactor
         self._served = served
-        self._connections = connections
+        self.connections = connections
         self._certificates = certificates
-        self._replaceTimeout = replaceTimeout
+        self.replaceTimeout = replaceTimeout
         numbers = range(1, count + 1)
         self.processes: list[WorkerProcess] = []
         self.current: dict[int, WorkerProcess] = {}
         self.restarts = dict.fromkeys(numbers, -1)
         self.ready: Deferred[None] = Deferred()
         self._cpu = dict.fromkeys(numbers, 0.0)
-        self._isComplete = False
+        self.isComplete = False
         self._waiting: deque[RemoteConnection] = deque()
         self._isScheduled = False
-        # The workers that are still to be replaced, and the process that is to replace the first.
-        self._toReplace: deque[int] = deque()
-        self._successor: WorkerProcess | None = None
+        self._isAborted = False
+        # What is called when the current process of a worker has ended, by the worker's number.
+        self._whenGone: dict[int, Callable[[WorkerProcess, str], None]] = {}
+        self._replacement = Replacement(self)
         self._checking = LoopingCall(self._check)
         self._checking.clock = reactor
         self._checkedAt = self._onTimeSince = reactor.seconds()
@@ -121,18 +113,33 @@ class Pool(Service):
         super().startService()
         self._checking.start(CHECK_INTERVAL)
 
-    def stopService(self) -> None:
+    def stopService(self) -> Deferred[None]:
         """
-        Look no more.
+        Look no more, and end the processes that are left: those that were replaced.
         """
         super().stopService()
         self._checking.stop()
+        return self.end(self.processes)
+
+    def end(self, processes: Sequence[WorkerProcess | None]) -> Deferred[None]:
+        """
+        End processes whose connections have ended.
+
+        @return: Fires when they have ended.
+        """
+        return Deferred.fromCoroutine(endAll(self.reactor, list(filter(None, processes))))
+
+    def whenRunning(self, call: Callable[[], None]) -> None:
+        """
+        Call C{call} as soon as the reactor runs.
+        """
+        self.reactor.callWhenRunning(call)
 
     def isReady(self) -> bool:
         """
         Is there a worker that takes connections?
         """
-        return self._isComplete and any(one.isReady for one in self.current.values())
+        return self.isComplete and any(one.isReady for one in self.current.values())
 
     def cpu(self) -> dict[int, float]:
         """
@@ -152,14 +159,19 @@ class Pool(Service):
             loads[process.number] += len(process.connections)
         return loads
 
-    # The hand-over.
-
     def give(self, connection: RemoteConnection) -> None:
         """
         Hand a connection over, together with others that come in the same turn.
         """
-        self._connections.handedOver(connection)
-        self._waiting.append(connection)
+        self.connections.handedOver(connection)
+        self._wait([connection])
+
+    def _wait(self, connections: Sequence[RemoteConnection]) -> None:
+        if self._isAborted:
+            for connection in connections:
+                connection.record.closeWith(CloseReason.ABORTED)
+                connection.abortConnection()
+        self._waiting.extend(() if self._isAborted else connections)
         self.schedule()
 
     def schedule(self) -> None:
@@ -168,14 +180,14 @@ class Pool(Service):
         """
         if self._waiting and not self._isScheduled:
             self._isScheduled = True
-            self._reactor.callLater(0, self._flush)
+            self.reactor.callLater(0, self._flush)
 
     def _flush(self) -> None:
         """
         Give each connection to the worker that has the fewest.
         """
         self._isScheduled = False
-        takers = [one for one in self.current.values() if self._isComplete and one.mayTake]
+        takers = [one for one in self.current.values() if self.isComplete and one.mayTake]
         if not takers:
             # An acknowledgement, a heartbeat or a new process brings us here again.
             return
@@ -192,8 +204,6 @@ class Pool(Service):
             if batch:
                 process.take(batch)
 
-    # The processes.
-
     def start(self, number: int, gone: Callable[[WorkerProcess, str], None]) -> None:
         """
         Start the process of a worker.
@@ -202,57 +212,51 @@ class Pool(Service):
             with the reason.
         """
         self.restarts[number] += 1
-        self.current[number] = self._start(number, gone)
+        self._whenGone[number] = gone
+        self.current[number] = self.spawn(number)
 
-    def _start(self, number: int, gone: Callable[[WorkerProcess, str], None]) -> WorkerProcess:
+    def spawn(self, number: int) -> WorkerProcess:
         process = WorkerProcess(
-            self._reactor,
+            self.reactor,
             number,
-            self._connections.sourceLog,
+            self.connections.sourceLog,
             self._onReady,
             self.schedule,
-            lambda reason: self._onGone(process, reason, gone),
+            lambda reason: self._onGone(process, reason),
         )
-        process.gone = gone
-        self.processes.append(process)
         process.start(self._settings())
+        self.processes.append(process)
         return process
 
     def _settings(self) -> dict[str, Any]:
         certificates = self._certificates
         return {
             "served": self._served,
-            "limits": asdict(self._connections.limits),
+            "limits": asdict(self.connections.limits),
             "certificates": certificates and fromCertificates(certificates),
         }
 
     def _onReady(self, process: WorkerProcess) -> None:
-        if process is self._successor:
-            self._successor = None
-            self._swap(process)
-            self._replaceNext()
-        elif not self._isComplete and all(one.isReady for one in self.current.values()):
-            self._isComplete = True
+        isSuccessor = self._replacement.isReady(process)
+        if (
+            not isSuccessor
+            and not self.isComplete
+            and all(one.isReady for one in self.current.values())
+        ):
+            self.isComplete = True
             self.ready.callback(None)
         self.schedule()
 
-    def _onGone(
-        self, process: WorkerProcess, reason: str, gone: Callable[[WorkerProcess, str], None]
-    ) -> None:
+    def _onGone(self, process: WorkerProcess, reason: str) -> None:
         self.processes.remove(process)
         self._cpu[process.number] += process.cpu
-        self._waiting.extendleft(reversed(process.lose()))
-        self.schedule()
-        if process is self._successor:
-            self._successor = None
-            self._toReplace.clear()
-            _log.error(
-                "Worker {number} is not replaced: {reason}", number=process.number, reason=reason
-            )
-        elif self.current.get(process.number) is process:
+        self._wait(process.lose())
+        if self._replacement.hasEnded(process, reason):
+            return
+        if self.current.get(process.number) is process:
             del self.current[process.number]
-            if self._isComplete or not self.running:
-                gone(process, reason)
+            if self.isComplete or not self.running:
+                self._whenGone[process.number](process, reason)
             elif not self.ready.called:
                 text = f"Worker {process.number} could not start: {reason}"
                 self.ready.errback(WorkersNotReady(text))
@@ -261,7 +265,7 @@ class Pool(Service):
         """
         Kill the workers that hang. While the master itself was late, it has not heard them.
         """
-        now = self._reactor.seconds()
+        now = self.reactor.seconds()
         if now - self._checkedAt > 2 * CHECK_INTERVAL:
             self._onTimeSince = now
         self._checkedAt = now
@@ -271,39 +275,11 @@ class Pool(Service):
                 process.killHung()
         self.schedule()
 
-    # All together.
-
     def replace(self) -> None:
         """
-        Replace the processes one after the other. The new one is ready before the old one gets no
-        more connections; that ends when its last connection has.
+        Replace the processes one after the other (L{Replacement}).
         """
-        if not self._isComplete or self._toReplace or any(one.isRetired for one in self.processes):
-            _log.warn("Received SIGUSR2: ignored, since workers are still being replaced")
-            return
-        _log.info("Received SIGUSR2: replacing the workers")
-        self._toReplace.extend(sorted(self.current))
-        self._replaceNext()
-
-    def _replaceNext(self) -> None:
-        while self._toReplace:
-            old = self.current.get(self._toReplace[0])
-            if old is not None:
-                self._successor = self._start(old.number, old.gone)
-                return
-            # It has just died, and is restarted anyway.
-            self._toReplace.popleft()
-
-    def _swap(self, process: WorkerProcess) -> None:
-        self._toReplace.popleft()
-        old = self.current.get(process.number)
-        self.current[process.number] = process
-        if old is None:
-            return
-        old.retire()
-        if self._replaceTimeout and not old.isGone:
-            drainTimeout = self._connections.limits.drainTimeout
-            self._reactor.callLater(self._replaceTimeout, old.send, "drain", drainTimeout)
+        self._replacement.begin()
 
     def reload(self) -> None:
         """
@@ -325,13 +301,19 @@ class Pool(Service):
         """
         Reset all connections. A worker that does not do that in time is killed.
         """
+        self._isAborted = True
         for process in self.processes:
             process.send("abort")
-        self._reactor.callLater(KILL_MARGIN, self._killBusy)
-        while self._waiting:
-            connection = self._waiting.popleft()
-            connection.record.closeWith(CloseReason.ABORTED)
-            connection.abortConnection()
+        self.reactor.callLater(KILL_MARGIN, self._killBusy)
+        waiting, self._waiting = list(self._waiting), deque()
+        self._wait(waiting)
+
+    def receive(self) -> None:
+        """
+        Receive what the workers have said so far: which connections have ended.
+        """
+        for process in list(self.processes):
+            process.receive()
 
     def _killBusy(self) -> None:
         for process in list(self.processes):

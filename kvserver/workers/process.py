@@ -18,7 +18,9 @@ from twisted.python.failure import Failure
 from kvserver.connections.record import CloseReason
 from kvserver.connections.throttle import SourceLog
 from kvserver.workers.channel import Channel
+from kvserver.workers.ending import howItEnded
 from kvserver.workers.messages import GROUP_SIGNALS, toAddress
+from kvserver.workers.printed import Printed
 from kvserver.workers.remote import RemoteConnection
 
 _log = Logger(namespace="kvserver.worker")
@@ -44,6 +46,13 @@ How long a worker that hangs may take to say where, before it is killed, in seco
 """
 
 
+_MAIN = "import sys; del sys.path[0]; from kvserver.workers.child import main; main()"
+"""
+What the process runs. Python puts the working directory first on the path of a C{-c} or C{-m}; the
+master has no such entry.
+"""
+
+
 class WorkerProcess(ProcessProtocol):
     """
     A worker process.
@@ -51,8 +60,6 @@ class WorkerProcess(ProcessProtocol):
     @ivar number: The number of the worker, from 1. A worker that is restarted or replaced keeps it.
 
     @ivar connections: What it serves, by their ids; also what it has not acknowledged yet.
-
-    @ivar gone: What the pool calls when this process has ended and was the current one.
 
     @ivar isReady: Does it take connections?
 
@@ -67,7 +74,6 @@ class WorkerProcess(ProcessProtocol):
     @ivar cpu: The CPU time that it has used, in seconds.
     """
 
-    gone: Callable[["WorkerProcess", str], None]
     pid = 0
     isReady = False
     hasBeenReady = False
@@ -105,7 +111,7 @@ class WorkerProcess(ProcessProtocol):
         self.unacknowledged: dict[int, float] = {}
         self.lastBeat = reactor.seconds()
         self._failure: str | None = None
-        self._errors = b""
+        self._printed = Printed(number)
 
     def start(self, settings: dict[str, Any]) -> None:
         """
@@ -128,15 +134,16 @@ class WorkerProcess(ProcessProtocol):
                 self._reactor.spawnProcess(
                     self,
                     sys.executable,
-                    [sys.executable, "-m", "kvserver.workers.child", str(CHANNEL)],
+                    [sys.executable, "-c", _MAIN, str(CHANNEL), os.environ.get("PYTHONPATH", "")],
                     env=os.environ | {"PYTHONPATH": paths},
                     childFDs={0: "w", 1: "r", 2: "r", CHANNEL: theirs.fileno()},
                 )
+            except BaseException:
+                self._channel.close()
+                raise
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._channel.send(["begin", settings])
-
-    # What the pool asks for.
 
     @property
     def mayTake(self) -> bool:
@@ -215,8 +222,6 @@ class WorkerProcess(ProcessProtocol):
         self.kill(signal.SIGCONT)
         self._reactor.callLater(DUMP_TIME, self.kill)
 
-    # What the worker says.
-
     def _receive(self, message: list[Any], descriptors: list[int]) -> None:
         kind, *rest = message
         getattr(self, f"_on_{kind}")(*rest)
@@ -234,6 +239,16 @@ class WorkerProcess(ProcessProtocol):
         for number in numbers:
             del self.unacknowledged[number]
             self.connections[number].release()
+        self._acknowledged()
+
+    def _on_missing(self, numbers: list[int]) -> None:
+        """
+        The kernel could not give the worker these sockets: it has no file descriptor for them.
+        """
+        _log.error("Worker {worker} has too few file descriptors", worker=self.number)
+        for number in numbers:
+            del self.unacknowledged[number]
+            self.connections.pop(number).endWith(CloseReason.ERROR)
         self._acknowledged()
 
     def _on_ended(self, ended: list[list[Any]]) -> None:
@@ -261,8 +276,6 @@ class WorkerProcess(ProcessProtocol):
         if self.isRetired and not self.connections:
             self._channel.close()
 
-    # The process.
-
     def connectionMade(self) -> None:
         """
         The process has started.
@@ -273,35 +286,44 @@ class WorkerProcess(ProcessProtocol):
         """
         Log what the process prints.
         """
-        self.errReceived(data)
+        self._printed.add(data)
 
     def errReceived(self, data: bytes) -> None:
         """
-        Log what the process prints to standard error, a line at a time.
+        Log what the process prints to standard error.
         """
-        *lines, self._errors = (self._errors + data).split(b"\n")
-        for line in lines:
-            self._logLine(line)
-
-    def _logLine(self, line: bytes) -> None:
-        _log.error(
-            "Worker {worker}: {line}", worker=self.number, line=line.decode(errors="replace")
-        )
+        self._printed.add(data)
 
     def _channelIsClosed(self) -> None:
         self.isReady = False
+
+    def processExited(self, reason: Failure) -> None:
+        """
+        The process has ended. What it has started may still hold its pipes: don't wait for that.
+        """
+        self._reactor.callLater(DUMP_TIME, self._closePipes)
+
+    def _closePipes(self) -> None:
+        if not self.isGone and self.transport is not None:
+            self.transport.loseConnection()
+
+    def receive(self) -> None:
+        """
+        Receive what the worker has said so far.
+        """
+        if not self.isGone:
+            self._channel.receiveAll()
 
     def processEnded(self, reason: Failure) -> None:
         """
         The process has ended. What it has sent before that still counts.
         """
-        self._channel.drain()
+        self._channel.receiveAll()
         self._channel.close()
-        if self._errors:
-            self._logLine(self._errors)
+        self._printed.end()
         self.isGone = True
         self.isReady = False
-        self._ended(self._failure or reason.getErrorMessage())
+        self._ended(self._failure or howItEnded(reason))
         for waiting in self._whenEnded:
             waiting.callback(None)
 

@@ -36,7 +36,6 @@ class RemoteConnection(Connection):
             record.id,
             record.listener,
             self.isTLS,
-            record.acceptedAt,
             *map(fromAddress, (record.peer, record.client, self._host)),
         ]
 

@@ -3,14 +3,13 @@ A worker as a child of the service tree, and the way of a listener's connections
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from kvserver.interfaces import IHandover
-from kvserver.workers.pool import KILL_MARGIN, Pool
+from kvserver.workers.pool import Pool
 from kvserver.workers.process import WorkerProcess
 from kvserver.workers.remote import RemoteConnection
 
@@ -20,17 +19,12 @@ class Worker(Service):
     One worker: a permanent child, whose process is restarted when it ends.
     """
 
-    def __init__(
-        self, reactor: Any, pool: Pool, number: int, died: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, pool: Pool, number: int, died: Callable[[Exception], None]) -> None:
         """
-        @param reactor: Provides C{IReactorTime}.
-
         @param number: Its number, from 1.
 
         @param died: Called when its process has ended, unless the worker was stopped.
         """
-        self._reactor = reactor
         self._pool = pool
         self._number = number
         self._died = died
@@ -40,7 +34,12 @@ class Worker(Service):
         Start the process, as the user that C{twistd --uid} has switched to.
         """
         super().startService()
-        self._pool.start(self._number, self._onGone)
+        # Not earlier: the reactor must be there to take a TERM.
+        self._pool.whenRunning(self._start)
+
+    def _start(self) -> None:
+        if self.running:
+            self._pool.start(self._number, self._onGone)
 
     def _onGone(self, process: WorkerProcess, reason: str) -> None:
         if self.running:
@@ -48,20 +47,12 @@ class Worker(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        End the processes of this worker. Its connections have ended before.
+        End the process of this worker, if it has not ended. Its connections have ended before.
 
-        @return: Fires when they have ended.
+        @return: Fires when it has ended.
         """
         super().stopService()
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        for process in [one for one in self._pool.processes if one.number == self._number]:
-            process.close()
-            timer = self._reactor.callLater(KILL_MARGIN, process.kill)
-            await process.whenEnded()
-            if timer.active():
-                timer.cancel()
+        return self._pool.end([self._pool.current.get(self._number)])
 
 
 @implementer(IHandover)

@@ -124,7 +124,7 @@ def test_busy(tmp_path: Path) -> None:
         assert ask(client, b"hello\n") == b"hello\n"
         client.sendall(b"is it")
         daemon.process.send_signal(signal.SIGTERM)
-        daemon.waitForLog("Draining 1 connections")
+        daemon.waitForLog("Draining 1 connection,")
         assert silent(client, 1)
         with pytest.raises(ConnectionRefusedError):
             connect(daemon.port)

@@ -122,7 +122,7 @@ def test_givesUp(two: Two) -> None:
             two.sabotage("shutdown")
             if number < 4:
                 two.waitForLog("Accepting connections", len(two.ports) + number)
-        two.waitForLog("died more than 3 times")
+        two.waitForLog("More than 3 restarts in 5.0 s")
         client.sendall(b"lo\n")
         assert receive(client, 6) == b"hello\n"
         assert two.process.wait(PATIENCE) == 1

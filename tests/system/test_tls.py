@@ -302,7 +302,7 @@ def test_handshakeDuringDrain(daemon: Daemon, authority: Authority) -> None:
         waitFor(lambda: daemon.descriptors() > daemon.idleDescriptors, "it is accepted")
         time.sleep(0.5)
         daemon.process.send_signal(signal.SIGTERM)
-        daemon.waitForLog("Draining 1 connections")
+        daemon.waitForLog("Draining 1 connection,")
         assert silent(raw, 1)
         raw.sendall(flight[100:])
         while True:
@@ -334,7 +334,7 @@ def test_recordDuringDrain(daemon: Daemon, authority: Authority) -> None:
         client.raw.sendall(encrypted[:10])
         time.sleep(0.5)
         daemon.process.send_signal(signal.SIGTERM)
-        daemon.waitForLog("Draining 1 connections")
+        daemon.waitForLog("Draining 1 connection,")
         assert silent(client.raw, 1)
         client.raw.sendall(encrypted[10:])
         assert receive(client, 100) == b"is it me\n"

@@ -264,6 +264,29 @@ def test_replaced(daemon: Observed) -> None:
     assert set(endings(Path(daemon.log.parent))) == {"client_closed"}
 
 
+def test_newWorkerDies(tmp_path: Path) -> None:
+    """
+    When a worker dies that has replaced another one, the clients of the old one notice nothing.
+    """
+    with Daemon(tmp_path, "--port=0", "--workers=1") as daemon, connect(daemon.port) as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+        (old,) = daemon.workers()
+        daemon.process.send_signal(signal.SIGUSR2)
+        waitFor(lambda: len(daemon.workers()) == 2, "the new worker")
+        (new,) = set(daemon.workers()) - {old}
+        with connect(daemon.port) as other:
+            waitFor(lambda: ask(other, b"hello\n") == b"hello\n", "an answer")
+        os.kill(new, signal.SIGKILL)
+        daemon.waitForLog("worker 1 died, and is restarted")
+        with connect(daemon.port) as other:
+            assert ask(other, b"hello\n") == b"hello\n"
+        # Longer than a worker that is to end may take.
+        for _ in range(30):
+            assert ask(client, b"hello\n") == b"hello\n"
+            assert silent(client, 0.1)
+        assert isAlive(old)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_groupSignal(tmp_path: Path, number: int) -> None:
     """
@@ -325,6 +348,32 @@ def test_limits(tmp_path: Path) -> None:
         assert served == 10
 
 
+def test_comesAgain(tmp_path: Path) -> None:
+    """
+    A client that has seen the end of its connection, and comes again at once, is not refused for
+    the connection that has just ended.
+    """
+    options = ("--port=0", "--workers=2", "--max-connections-per-source=1")
+    with Daemon(tmp_path, *options) as daemon:
+        for _ in range(200):
+            with connect(daemon.port) as client:
+                client.sendall(b"hello\n")
+                client.shutdown(socket.SHUT_WR)
+                assert receive(client, 6) == b"hello\n"
+                assert client.recv(1) == b""
+
+
+def test_stoppedAtTheStop(tmp_path: Path) -> None:
+    """
+    A worker that is stopped does not keep the daemon from ending.
+    """
+    with Daemon(tmp_path, "--port=0", "--workers=1", "--drain-timeout=1") as daemon:
+        os.kill(daemon.workers()[0], signal.SIGSTOP)
+        with connect(daemon.port) as client:
+            client.sendall(b"hello\n")
+            daemon.stop()
+
+
 @pytest.mark.parametrize(
     ("value", "line"),
     [
@@ -355,7 +404,7 @@ def test_protocolThatOnlyTheMasterFinds(tmp_path: Path) -> None:
     """
     (tmp_path / "mine.py").write_text(
         "import sys\n"
-        "if getattr(sys.modules['__main__'], '__spec__', None):\n"
+        "if sys.argv[0] == '-c':\n"
         "    raise ImportError('not in a worker')\n"
         "from kvserver.echo.protocol import EchoProtocol\n"
     )

@@ -329,7 +329,7 @@ class TestToFile:
             ("/nowhere/x", "No such file or directory"),
             ("/", "Is a directory"),
             ("", "No such file or directory"),
-            ("/a\0b", "embedded null byte"),
+            ("/a\0b", "embedded null"),
         ],
     )
     def test_cannotStart(self, path: str, reason: str) -> None:
@@ -339,7 +339,8 @@ class TestToFile:
         with pytest.raises(CannotStart) as caught:
             AccessLogFile(path, now, Clock()).startService()
         line = f"kvserver: --access-log: {path!r} can't be written: {reason}"
-        assert str(caught.value) == line
+        # Python 3.13 says more about a NUL.
+        assert str(caught.value).replace("open: ", "").startswith(line)
 
     def test_fifo(self, tmp_path: Path) -> None:
         """

@@ -211,7 +211,7 @@ def test_givesUp() -> None:
     (event,) = logs
     assert event["log_level"] == LogLevel.critical
     assert event["log_format"].format(**event) == (
-        "a died more than 3 times in 5.0 s, the last time of: the last"
+        "More than 3 restarts in 5.0 s: giving up. a died last: the last"
     )
 
 

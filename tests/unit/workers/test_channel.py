@@ -143,13 +143,13 @@ def test_lost(ends: tuple[End, End], how: str) -> None:
     one.channel.send(["nobody hears"])
 
 
-def test_drain(ends: tuple[End, End]) -> None:
+def test_receiveAll(ends: tuple[End, End]) -> None:
     """
-    What a dead peer has sent can be received at once.
+    What has been sent can be received at once.
     """
     one, other = ends
     for number in range(3):
         other.channel.send([number, "x" * 50_000])
     other.channel.close()
-    one.channel.drain()
+    one.channel.receiveAll()
     assert [number for number, _ in one.received] == [0, 1, 2]

@@ -12,11 +12,13 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs
 
 from kvserver.connections.limits import Limits
+from kvserver.connections.poller import Poller
 from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.registry import Connections
 from kvserver.workers import pool as pools
 from kvserver.workers.channel import MAX_DESCRIPTORS
-from kvserver.workers.pool import HANG_TIMEOUT, Pool, WorkersNotReady
+from kvserver.workers.ending import WorkersNotReady
+from kvserver.workers.pool import HANG_TIMEOUT, Pool
 from kvserver.workers.remote import RemoteConnection
 from kvserver.workers.worker import Worker, WorkerHandover
 from tests.support.memory import CLIENT_ADDRESS
@@ -31,7 +33,6 @@ class FakeProcess:
 
     pid = 1
     cpu = 0.0
-    gone: Callable[[Any, str], None]
 
     def __init__(
         self,
@@ -121,6 +122,11 @@ class FakeProcess:
         """
         self.die("closed")
 
+    def receive(self) -> None:
+        """
+        Say what is to be said.
+        """
+
     def whenEnded(self) -> Deferred[None]:
         """
         It has ended.
@@ -164,14 +170,23 @@ class Master:
         self.connections = Connections(self.clock, Limits(drainTimeout=5), self.ended.append)
         self.pool = Pool(self.clock, count, "x.Y", self.connections, None, replaceTimeout)
         self.connections.workers = self.pool
+        self.poller = Poller(self.clock)
         self.died: list[Exception] = []
         self.workers = [
-            Worker(self.clock, self.pool, number, self.died.append)
-            for number in range(1, count + 1)
+            Worker(self.pool, number, self.died.append) for number in range(1, count + 1)
         ]
         self._peers: list[socket.socket] = []
         for service in self.pool, *self.workers:
             service.startService()
+        self.run()
+
+    def run(self) -> None:
+        """
+        The reactor runs.
+        """
+        hooks, self.clock.whenRunningHooks = self.clock.whenRunningHooks, []
+        for call, args, kwargs in hooks:
+            call(*args, **kwargs)
 
     @property
     def processes(self) -> list[Any]:
@@ -201,7 +216,7 @@ class Master:
             connection = RemoteConnection(
                 accepted,
                 ConnectionRecord("tcp:0", CLIENT_ADDRESS),
-                None,
+                self.poller,
                 connections.ended,
                 connections.sourceLog,
             )
@@ -337,6 +352,7 @@ def test_diesAlone(master: Callable[..., Master]) -> None:
     assert not one.pool.isReady()
     one.arrive(1)
     one.workers[0].startService()
+    one.run()
     one.ready().clock.advance(0)
     assert one.loads() == [2]
     assert one.pool.restarts == {1: 1}
@@ -405,6 +421,31 @@ def test_replace(master: Callable[..., Master]) -> None:
     assert len(two.processes) == 3
 
 
+def test_newProcessDies(master: Callable[..., Master]) -> None:
+    """
+    When the process that has replaced another one dies, the old one keeps its connections.
+    """
+    one = master(1).ready()
+    (old,) = one.processes
+    one.arrive(2)
+    old.acknowledge()
+    one.pool.replace()
+    one.processes[-1].becomeReady()
+    one.processes[-1].die("killed")
+    # As the supervisor does.
+    one.workers[0].stopService()
+    one.workers[0].startService()
+    one.run()
+    one.clock.advance(10)
+    assert not old.isGone
+    assert len(old.connections) == 2
+    assert one.ended == []
+    done: list[object] = []
+    one.pool.stopService().addCallback(done.append)
+    assert done == [None]
+    assert old.isGone
+
+
 def test_replaceFails(master: Callable[..., Master]) -> None:
     """
     If the new process does not come up, the old one stays.
@@ -438,6 +479,21 @@ def test_drain(master: Callable[..., Master]) -> None:
     two.clock.advance(10)
     assert done == [None]
     assert [record.reason for record in two.ended] == [CloseReason.WORKER_DIED] * 2
+
+
+def test_abortedWhileStopped(master: Callable[..., Master]) -> None:
+    """
+    What a worker has not taken when it is killed in an aborted drain does not wait for another one.
+    """
+    one = master(1).ready()
+    one.arrive(1)
+    done: list[object] = []
+    one.connections.startService()
+    one.connections.stopService().addCallback(done.append)
+    one.connections.abortDrain()
+    one.clock.advance(10)
+    assert done == [None]
+    assert [record.reason for record in one.ended] == [CloseReason.ABORTED]
 
 
 def test_stop(master: Callable[..., Master]) -> None:
