@@ -311,8 +311,7 @@ class WorkerProcess(ProcessProtocol):
         """
         Receive what the worker has said so far.
         """
-        if not self.isGone:
-            self._channel.receiveAll()
+        self._channel.receiveAll()
 
     def processEnded(self, reason: Failure) -> None:
         """

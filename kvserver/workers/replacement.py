@@ -69,6 +69,9 @@ class Replacement:
         pool = self._pool
         old = pool.current.get(process.number)
         pool.current[process.number] = process
+        _log.info(
+            "Worker {number} is replaced: process {pid}", number=process.number, pid=process.pid
+        )
         if old is not None:
             old.retire()
             if pool.replaceTimeout and not old.isGone:

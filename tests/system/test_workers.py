@@ -176,7 +176,8 @@ def test_nobodyLostInTheHandOver(tmp_path: Path, how: str) -> None:
                 if how == "stopped and killed":
                     assert answered == 20
                 else:
-                    assert answered >= 10
+                    # The other worker's share, give or take one.
+                    assert answered >= 9
             waitFor(lambda: len(daemon.workers()) == 2, "a new worker")
             waitFor(partial(isGone, daemon, victim), "the old one is gone")
             with connect(daemon.port) as client:
@@ -272,7 +273,7 @@ def test_newWorkerDies(tmp_path: Path) -> None:
         assert ask(client, b"hello\n") == b"hello\n"
         (old,) = daemon.workers()
         daemon.process.send_signal(signal.SIGUSR2)
-        waitFor(lambda: len(daemon.workers()) == 2, "the new worker")
+        daemon.waitForLog("Worker 1 is replaced")
         (new,) = set(daemon.workers()) - {old}
         with connect(daemon.port) as other:
             waitFor(lambda: ask(other, b"hello\n") == b"hello\n", "an answer")
