@@ -5,6 +5,8 @@ What people type: telnet, nc, ncat, socat, openssl, curl, Go, systemd-socket-act
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import subprocess
 import threading
@@ -16,6 +18,7 @@ import pytest
 
 from tests.support.clients import LINES, ask, connect, program
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, environment, quietPort, waitFor
+from tests.support.readme import block
 from tests.support.wires import Authority
 
 
@@ -398,3 +401,26 @@ def test_socketActivate(tmp_path: Path, names: tuple[str, ...], listen: str) -> 
     finally:
         process.terminate()
         assert process.wait(PATIENCE) == -signal.SIGTERM
+
+
+def test_eachWireByHand(tmp_path: Path) -> None:
+    """
+    What the README shows to try TLS, a UNIX socket and the PROXY protocol answers.
+    """
+    program("ncat"), program("nc.openbsd", "nc")
+    make, run = block("openssl req -x509").strip().split("\n")
+    subprocess.run(shlex.split(make), cwd=tmp_path, check=True, capture_output=True)
+    path = str(tmp_path / "echo.sock")
+    _, _, options = re.sub(r"tcp:\d+", "tcp:0", run).partition(" kvserver ")
+    options = options.replace("-l ", "--listen ").replace("/tmp/echo.sock", path)
+    with Daemon(tmp_path, *shlex.split(options)) as daemon:
+        _, tls, _, proxy = daemon.listening
+        places = {"4443": tls, "/tmp/echo.sock": path, " 4041\n": f" {proxy}\n"}
+        for line in block("echo hello | ncat --ssl").strip().split("\n"):
+            command = line + "\n"
+            for shown, ours in places.items():
+                command = command.replace(shown, ours)
+            done = subprocess.run(
+                ["sh", "-c", command], capture_output=True, text=True, timeout=PATIENCE, check=True
+            )
+            assert done.stdout.replace("\r", "") == "hello\n"
