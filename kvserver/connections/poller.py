@@ -40,13 +40,16 @@ class Poller:
 
     _hasNew = False
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, areShared: bool = False) -> None:
         """
         @param reactor: Provides C{IReactorFDSet} and C{IReactorTime}.
+
+        @param areShared: May other processes have the same sockets open?
 
         @ivar turn: The number of turns of the reactor in which there were events.
         """
         self.turn = 0
+        self._areShared = areShared
         self._reactor = reactor
         self._epoll = select.epoll()
         self._watched: dict[int, IReadWriteDescriptor] = {}
@@ -126,8 +129,11 @@ class Poller:
     def forget(self, descriptor: Any) -> None:
         """
         No longer watch a descriptor that is about to be closed. The close removes it from the
-        epoll.
+        epoll, unless another process has the socket open, too.
         """
+        if self._areShared:
+            self.remove(descriptor)
+            return
         number = descriptor.fileno()
         if self._watched.pop(number, None) is not None:
             del self._events[number]

@@ -72,7 +72,8 @@ class Worker:
         """
         self._reactor = reactor
         self._channel = Channel(reactor, end, self._receive, self._masterIsGone)
-        self._poller = Poller(reactor)
+        # The master has its copy of a socket until it has read the acknowledgement.
+        self._poller = Poller(reactor, areShared=True)
         self._ended: list[list[Any]] = []
         # How far each connection was at the last heartbeat: one that stands still is not reported.
         self._progress: dict[Connection, int] = {}

@@ -2,14 +2,17 @@
 The poller: over socket pairs, turn by turn.
 """
 
+import socket
+
 import pytest
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.internet.protocol import connectionDone
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, capturedLogs
 from zope.interface.verify import verifyObject
 
-from kvserver.connections.poller import EVENTS_PER_TURN
+from kvserver.connections.poller import EVENTS_PER_TURN, Poller
 from kvserver.connections.record import CloseReason
 from tests.support.memory import MemoryServer, Pair, isReadable
 
@@ -241,3 +244,32 @@ def test_reactorEnds(server: MemoryServer, monkeypatch: pytest.MonkeyPatch) -> N
     assert server.ended == [one.record, two.record]
     assert [event["log_level"] for event in logs] == [LogLevel.error]
     assert "192.0.2.1" in logs[0]["connection"]
+
+
+@pytest.mark.parametrize("areShared", [True, False])
+def test_sharedSocket(areShared: bool) -> None:
+    """
+    A socket that another process has open, too, is not heard of after its end.
+    """
+    clock = MemoryReactorClock()
+    poller = Poller(clock, areShared)
+    ours, theirs = socket.socketpair()
+    copy = ours.dup()
+    reader = Reader(ours)
+    poller.addReader(reader)
+    poller.forget(reader)
+    ours.close()
+    theirs.close()
+    # Nobody asks for this without the need.
+    assert isReadable(poller) is not areShared
+    copy.close()
+    assert not isReadable(poller)
+
+
+class Reader:
+    """
+    Reads nothing.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self.fileno = end.fileno
