@@ -282,15 +282,19 @@ class Connections(Service):
             self._drain.abort()
 
     def _abortAll(self) -> None:
-        if not (count := len(self)):
-            return
-        what = "1 connection that was" if count == 1 else "{count} connections that were"
-        _log.warn(f"Reset {what} still busy at the end of the drain", count=count)
+        self.warnOfBusy(len(self))
         if self.workers is not None:
             self.workers.abort()
         for connection in self:
             if self._live[connection] is not None:
                 self._abort(connection, CloseReason.ABORTED)
+
+    def warnOfBusy(self, count: int) -> None:
+        """
+        Log how many connections were still busy at the end of the drain.
+        """
+        what = "1 connection that was" if count == 1 else "{count} connections that were"
+        _log.warn(f"Reset {what} still busy at the end of the drain", count=count)
 
     def _abort(self, connection: Connection, reason: CloseReason) -> None:
         connection.record.closeWith(reason)

@@ -58,6 +58,17 @@ class MasterSourceLog(SourceLog):
         self._send(["warn", fromAddress(address), text, words])
 
 
+class WorkerConnections(Connections):
+    """
+    The connections of a worker.
+    """
+
+    def warnOfBusy(self, count: int) -> None:
+        """
+        Do not log it: the master does, for all workers.
+        """
+
+
 @implementer(ILogObserver)
 class Worker:
     """
@@ -110,7 +121,9 @@ class Worker:
         except ValueError as error:
             self._channel.send(["failed", f"--protocol: {error}"])
             return
-        self.connections = Connections(self._reactor, limits, self._report, unit=unitOf(factory))
+        self.connections = WorkerConnections(
+            self._reactor, limits, self._report, unit=unitOf(factory)
+        )
         self.connections.sourceLog = MasterSourceLog(self._reactor, self._channel.send)
         self.connections.startService()
         self._handovers = {False: LocalHandover(factory)}

@@ -33,13 +33,14 @@ def howItEnded(reason: Failure) -> str:
 
 async def endAll(reactor: Any, processes: Sequence[Any]) -> None:
     """
-    End processes whose connections have ended, one after the other.
+    End processes whose connections have ended, all at once.
 
     @param processes: Each a C{WorkerProcess}.
     """
+    timers = [reactor.callLater(KILL_MARGIN, process.kill) for process in processes]
     for process in processes:
         process.close()
-        timer = reactor.callLater(KILL_MARGIN, process.kill)
+    for process, timer in zip(processes, timers, strict=True):
         await process.whenEnded()
         if timer.active():
             timer.cancel()

@@ -119,15 +119,15 @@ class Pool(Service):
         """
         super().stopService()
         self._checking.stop()
-        return self.end(self.processes)
+        return self.end()
 
-    def end(self, processes: Sequence[WorkerProcess | None]) -> Deferred[None]:
+    def end(self) -> Deferred[None]:
         """
-        End processes whose connections have ended.
+        End all processes. Their connections have ended before.
 
         @return: Fires when they have ended.
         """
-        return Deferred.fromCoroutine(endAll(self.reactor, list(filter(None, processes))))
+        return Deferred.fromCoroutine(endAll(self.reactor, list(self.processes)))
 
     def whenRunning(self, call: Callable[[], None]) -> None:
         """
@@ -237,14 +237,14 @@ class Pool(Service):
         }
 
     def _onReady(self, process: WorkerProcess) -> None:
-        isSuccessor = self._replacement.isReady(process)
-        if (
-            not isSuccessor
-            and not self.isComplete
-            and all(one.isReady for one in self.current.values())
-        ):
-            self.isComplete = True
-            self.ready.callback(None)
+        if not self._replacement.isReady(process):
+            if self.isComplete:
+                _log.info(
+                    "Worker {number} is back: process {pid}", number=process.number, pid=process.pid
+                )
+            elif all(one.isReady for one in self.current.values()):
+                self.isComplete = True
+                self.ready.callback(None)
         self.schedule()
 
     def _onGone(self, process: WorkerProcess, reason: str) -> None:

@@ -5,7 +5,7 @@ A worker as a child of the service tree, and the way of a listener's connections
 from collections.abc import Callable
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from kvserver.interfaces import IHandover
@@ -47,12 +47,14 @@ class Worker(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        End the process of this worker, if it has not ended. Its connections have ended before.
+        End the processes, if this stops because all stops: their connections have ended before. If
+        it stops because its own process has ended, the others go on.
 
-        @return: Fires when it has ended.
+        @return: Fires when they have ended.
         """
         super().stopService()
-        return self._pool.end([self._pool.current.get(self._number)])
+        isAlive = self._number in self._pool.current
+        return self._pool.end() if isAlive else succeed(None)
 
 
 @implementer(IHandover)

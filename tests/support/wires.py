@@ -415,10 +415,25 @@ def allOpened(authority: Authority, folder: Path, *more: str) -> Iterator[dict[s
         yield ways | {"mutual tls": mutual}
 
 
-WIRES = [
-    pytest.param(name, marks=needsIPv6 if name == "tcp6" else ())
-    for name in (
-        *("tcp4", "tcp6", "unix", "tls", "mutual tls"),
-        *("proxy v1", "proxy v2", "proxy tls"),
+_NAMES = (
+    *("tcp4", "tcp6", "unix", "tls", "mutual tls"),
+    *("proxy v1", "proxy v2", "proxy tls"),
+)
+
+_QUICK = ("tcp4", "tls", "proxy tls")
+
+WIRES = [pytest.param(name, marks=needsIPv6 if name == "tcp6" else ()) for name in _NAMES]
+
+SOME_WIRES = [
+    pytest.param(
+        name,
+        marks=[
+            *([needsIPv6] if name == "tcp6" else []),
+            *([] if name in _QUICK else [pytest.mark.slow]),
+        ],
     )
+    for name in _NAMES
 ]
+"""
+All wires, of which most are tried by CI alone.
+"""

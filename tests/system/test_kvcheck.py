@@ -354,8 +354,16 @@ LONG_RULES = ("long-50mb", "connections", "idle")
 
 SHORT_RULES = [f"--rule={name}" for name in RULES if name not in LONG_RULES]
 
+QUICK_WIRES = ("tcp", "proxy tls")
+
 WIRES = [
-    pytest.param(name, marks=needsIPv6 if name == "tcp6" else ())
+    pytest.param(
+        name,
+        marks=[
+            *([needsIPv6] if name == "tcp6" else []),
+            *([] if name in QUICK_WIRES else [pytest.mark.slow]),
+        ],
+    )
     for name in ("tcp", "tcp6", "name", "unix", "tls", "proxy", "proxy v1", "proxy tls")
 ]
 

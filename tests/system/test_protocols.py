@@ -411,6 +411,17 @@ def serve(tmp_path: Path, authority: Authority) -> Iterator[Serve]:
         yield lambda *told: stack.enter_context(Served(tmp_path, authority, *told))
 
 
+QUICK_CASES = ("upper-caser", "never idle", "web")
+
+SOME_CASES = [
+    pytest.param(case, id=name, marks=[] if name in QUICK_CASES else [pytest.mark.slow])
+    for name, case in CASES.items()
+]
+"""
+All protocols, of which most are tried by CI alone.
+"""
+
+
 @pytest.fixture(scope="module", params=CASES)
 def served(
     request: pytest.FixtureRequest,
@@ -534,7 +545,7 @@ def test_limits(served: tuple[Case, Served]) -> None:
         assert daemon.logs(f"{source} has 2 connections: more are refused") == 1
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", SOME_CASES)
 def test_idle(serve: Serve, case: Case) -> None:
     """
     A silent client is closed after the idle time-out, not before. A client that does not read is
@@ -558,7 +569,7 @@ def test_idle(serve: Serve, case: Case) -> None:
         assert max(record["bytes_out"] for record in found) < FEW
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", SOME_CASES)
 def test_drain(serve: Serve, case: Case) -> None:
     """
     What has reached the machine before TERM is answered, also to clients that are not accepted yet.
