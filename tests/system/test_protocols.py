@@ -422,7 +422,13 @@ All protocols, of which most are tried by CI alone.
 """
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in QUICK_CASES else [pytest.mark.slow])
+        for name in CASES
+    ],
+)
 def served(
     request: pytest.FixtureRequest,
     authority: Authority,

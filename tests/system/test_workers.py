@@ -75,7 +75,9 @@ def daemon(tmp_path: Path) -> Iterator[Observed]:
         yield daemon
 
 
-@pytest.mark.parametrize("pause", [False, True], ids=["burst", "trickle"])
+@pytest.mark.parametrize(
+    "pause", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["burst", "trickle"]
+)
 def test_shared(daemon: Observed, pause: bool) -> None:
     """
     200 connections that stay are 50 on each of 4 workers, give or take one.
@@ -94,6 +96,7 @@ def test_shared(daemon: Observed, pause: bool) -> None:
         assert set(shares) <= {49, 50, 51}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tcp4", "unix", "mutual tls", "proxy tls"])
 def test_eachWire(name: str, authority: Authority, tmp_path: Path) -> None:
     """
@@ -144,6 +147,7 @@ def test_killedWorker(daemon: Observed) -> None:
     assert {record["worker"] for record in written} == set(range(1, COUNT + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "stopped and killed"])
 def test_nobodyLostInTheHandOver(tmp_path: Path, how: str) -> None:
     """
@@ -256,6 +260,7 @@ def test_replaced(daemon: Observed) -> None:
     assert set(endings(Path(daemon.log.parent))) == {"client_closed"}
 
 
+@pytest.mark.slow
 def test_newWorkerDies(tmp_path: Path) -> None:
     """
     When a worker dies that has replaced another one, the clients of the old one notice nothing.
@@ -279,7 +284,9 @@ def test_newWorkerDies(tmp_path: Path) -> None:
         assert isAlive(old)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_groupSignal(tmp_path: Path, number: int) -> None:
     """
     TERM or INT to the whole group, in the middle of a stream: no line is lost.
@@ -355,6 +362,7 @@ def test_comesAgain(tmp_path: Path) -> None:
                 assert client.recv(1) == b""
 
 
+@pytest.mark.slow
 def test_stoppedAtTheStop(tmp_path: Path) -> None:
     """
     A worker that is stopped does not keep the daemon from ending.
@@ -415,6 +423,7 @@ def test_protocolThatOnlyTheMasterFinds(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_manyWorkers(tmp_path: Path) -> None:
     """
     More workers than make sense are a warning; more than there are file descriptors for, one line.
@@ -435,6 +444,7 @@ def test_manyWorkers(tmp_path: Path) -> None:
     assert "--workers: '20' processes need 160 file descriptors, more than" in done.stderr
 
 
+@pytest.mark.slow
 def test_auto(tmp_path: Path) -> None:
     """
     As many workers as CPUs may be used.
