@@ -354,7 +354,7 @@ LONG_RULES = ("long-50mb", "connections", "idle")
 
 SHORT_RULES = [f"--rule={name}" for name in RULES if name not in LONG_RULES]
 
-QUICK_WIRES = ("tcp", "proxy tls")
+QUICK_WIRES = ("proxy tls",)
 
 WIRES = [
     pytest.param(
@@ -646,6 +646,7 @@ def test_nobodyReadsTheOutput(daemon: Daemon) -> None:
         assert process.wait(PATIENCE) == 0
 
 
+@pytest.mark.slow
 def test_aSoakSurvivesARestart(daemon: Daemon) -> None:
     """
     A soak survives a restart.
@@ -664,8 +665,10 @@ def test_aSoakSurvivesARestart(daemon: Daemon) -> None:
     said = answer.said
     assert (answer.status, said["result"]) == (1, "broken")
     (gap,) = said["gaps"]
-    # More, when one was accepted at the last moment.
-    assert gap["connections_lost"] >= 3
+    # The proxy closes one after the other: an echo may still come when the first has ended.
+    assert gap["connections_lost"] >= 1
+    endings = said["connections"]["endings"]
+    assert sum(endings.get(name, 0) for name in ("dropped", "reset", "cut")) >= 3
     assert 0.5 < gap["duration"] < 10
     assert said["connections"]["endings"]["closed"] == 3
     assert {end["ending"] for end in said["ends"]} <= {"dropped", "reset", "cut", "refused"}

@@ -355,13 +355,17 @@ def test_ending(
     ("reason", "wire", "option", "act"),
     [
         ("idle_timeout", "", "--idle-timeout=1", idles),
-        ("idle_timeout", "tls:", "--idle-timeout=1", idles),
+        pytest.param(*("idle_timeout", "tls:", "--idle-timeout=1", idles), marks=pytest.mark.slow),
         ("write_timeout", "", "--write-timeout=1", stalls),
-        ("write_timeout", "tls:", "--write-timeout=1", stalls),
+        pytest.param(
+            *("write_timeout", "tls:", "--write-timeout=1", stalls), marks=pytest.mark.slow
+        ),
         ("drained", "", "--drain-timeout=15", rests),
-        ("drained", "tls:", "--drain-timeout=15", rests),
+        pytest.param(*("drained", "tls:", "--drain-timeout=15", rests), marks=pytest.mark.slow),
         ("aborted", "", "--drain-timeout=1", stallsAtTheEnd),
-        ("aborted", "tls:", "--drain-timeout=1", stallsAtTheEnd),
+        pytest.param(
+            *("aborted", "tls:", "--drain-timeout=1", stallsAtTheEnd), marks=pytest.mark.slow
+        ),
         ("refused", "", "--max-connections-per-source=1", crowds),
     ],
 )
