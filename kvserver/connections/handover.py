@@ -2,16 +2,42 @@
 The hand-over of a connection to its protocol, in this process.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from twisted.internet.protocol import Factory
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvserver.connections.addresses import formatAddress
 from kvserver.connections.certificates import Certificates
-from kvserver.connections.connection import DONE
+from kvserver.connections.connection import DONE, Connection
 from kvserver.connections.handshake import Handshake
 from kvserver.connections.record import CloseReason
 from kvserver.connections.tls import TLSTransport
 from kvserver.connections.transport import Transport
 from kvserver.interfaces import IHandover
+
+_log = Logger(namespace="kvserver.route.Route")
+
+
+def begin(connection: Connection, start: Callable[[Any], None]) -> None:
+    """
+    Start a connection on its way. If that fails, only this connection fails.
+
+    @param start: Called with the connection.
+    """
+    try:
+        start(connection)
+    except Exception as error:
+        _log.failure(
+            "The connection from {peer} could not begin",
+            peer=formatAddress(connection.record.peer),
+            level=LogLevel.error,
+        )
+        connection.record.closeWith(CloseReason.ERROR)
+        connection.poller.lose(connection, Failure(error))
 
 
 @implementer(IHandover)

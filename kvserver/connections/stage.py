@@ -23,9 +23,6 @@ How long a peer may take to end its half after we have ended ours, in seconds.
 """
 
 
-LOST = Failure(CONNECTION_LOST)
-
-
 @implementer(IStage)
 class Stage:
     """

@@ -6,17 +6,12 @@ import socket
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
-from twisted.logger import Logger, LogLevel
-from twisted.python.failure import Failure
-
-from kvserver.connections.addresses import formatAddress
 from kvserver.connections.connection import DONE, Connection
+from kvserver.connections.handover import begin
 from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.registry import Connections
 from kvserver.interfaces import IHandover
 from kvserver.listening.proxy import ProxyStage
-
-_log = Logger(namespace="kvserver.route.Route")
 
 
 class Route:
@@ -61,19 +56,13 @@ class Route:
             accepted, record, self._poller, connections.ended, connections.sourceLog
         )
         connections.accepted(connection)
-        try:
-            if self._trusted is None:
-                self._admit(connection)
-            else:
-                ProxyStage(connection, self._trusted, self._admit).begin()
-        except Exception as error:
-            _log.failure(
-                "The connection from {peer} could not begin",
-                peer=formatAddress(record.peer),
-                level=LogLevel.error,
-            )
-            record.closeWith(CloseReason.ERROR)
-            self._poller.lose(connection, Failure(error))
+        begin(connection, self._start)
+
+    def _start(self, connection: Connection) -> None:
+        if self._trusted is None:
+            self._admit(connection)
+        else:
+            ProxyStage(connection, self._trusted, self._admit).begin()
 
     def _admit(self, connection: Connection) -> None:
         # If the PROXY header has no address, the connection is a health check of the balancer's, or

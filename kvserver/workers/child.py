@@ -19,10 +19,10 @@ from zope.interface import implementer
 
 from kvserver.connections.certificates import Certificates
 from kvserver.connections.connection import Connection
-from kvserver.connections.handover import LocalHandover
+from kvserver.connections.handover import LocalHandover, begin
 from kvserver.connections.limits import Limits
 from kvserver.connections.poller import Poller
-from kvserver.connections.record import CloseReason, ConnectionRecord
+from kvserver.connections.record import ConnectionRecord
 from kvserver.connections.registry import Connections
 from kvserver.connections.throttle import SourceLog
 from kvserver.served import load, unitOf
@@ -175,11 +175,7 @@ class Worker:
             if client is not None:
                 connection.setClient(client, host)
             self.connections.accepted(connection)
-            try:
-                handover.handOver(connection)
-            except Exception as error:
-                record.closeWith(CloseReason.ERROR)
-                self._poller.lose(connection, Failure(error))
+            begin(connection, handover.handOver)
         if self._deadline is not None:
             self.connections.drain(max(0.0, self._deadline - self._reactor.seconds()))
 
