@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.support.daemon import PATIENCE, TWISTD, environment, quietPort
@@ -91,16 +92,17 @@ def load(folder: Path) -> str:
     return str(folder / "load")
 
 
-def _installUvloop(folder: Path) -> str:
+def _installPeers(folder: Path) -> Path:
     """
-    Install uvloop, for the benchmark alone.
+    Install what the benchmark alone needs: uvloop, and what the same Twisted needs for its own TLS.
 
-    @return: The Python that has it.
+    @return: The folder of its programs.
     """
-    python = str(folder / "uvloop" / "bin" / "python")
-    subprocess.run([sys.executable, "-m", "venv", folder / "uvloop"], check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "uvloop"], check=True)
-    return python
+    scripts = folder / "peers" / "bin"
+    subprocess.run([sys.executable, "-m", "venv", folder / "peers"], check=True)
+    install = [str(scripts / "python"), "-m", "pip", "install", "--quiet"]
+    subprocess.run([*install, "uvloop", f"twisted[tls]=={version('twisted')}"], check=True)
+    return scripts
 
 
 def servers(folder: Path, install: bool) -> list[Server]:
@@ -115,6 +117,7 @@ def servers(folder: Path, install: bool) -> list[Server]:
     """
     aio = str(PEERS / "aio.py")
     twistd = (TWISTD, "-n", "--pidfile=")
+    receiver = ("-y", str(PEERS / "linereceiver.tac"))
     identity = Authority(folder).issue("localhost")
     tls = (
         *("--listen", "tls:tcp:{port}:interface=127.0.0.1"),
@@ -128,12 +131,15 @@ def servers(folder: Path, install: bool) -> list[Server]:
         Server(EMPTY, (*twistd, "-y", str(PEERS / "empty.tac")), notifies=True),
         Server(KVSERVER, (*twistd, "kvserver"), notifies=True),
         Server(KVSERVER, (*twistd, "kvserver", *tls), notifies=True, identity=identity),
-        *both(LINERECEIVER, *twistd, "-y", str(PEERS / "linereceiver.tac")),
+        Server(LINERECEIVER, (*twistd, *receiver)),
         *both("asyncio protocol", sys.executable, aio, "protocol"),
         Server("asyncio streams", (sys.executable, aio, "streams")),
     ]
     if install:
-        found += both(UVLOOP, _installUvloop(folder), aio, "uvloop")
+        scripts = _installPeers(folder)
+        command = (str(scripts / "twistd"), *twistd[1:], *receiver)
+        found.append(Server(LINERECEIVER, command, identity=identity))
+        found += both(UVLOOP, str(scripts / "python"), aio, "uvloop")
     build(folder, "cc", "-O2", "-o", "epoll", str(PEERS / "epoll.c"))
     found.append(Server(C, (str(folder / "epoll"),)))
     if build(folder, "go", "build", "-o", "go", str(PEERS / "echo.go")):
@@ -159,7 +165,7 @@ def versions(folder: Path) -> str:
     """
     Those of what has been built.
     """
-    uvloop = str(folder / "uvloop" / "bin" / "python")
+    uvloop = str(folder / "peers" / "bin" / "python")
     ask = (uvloop, "-c", "import uvloop; print('uvloop', uvloop.__version__)")
     found = []
     for command in (*VERSIONS, ask):

@@ -9,16 +9,18 @@ import resource
 import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import pytest
 from typing_extensions import Self
 
-from tests.support.daemon import PATIENCE
+from tests.support.daemon import PATIENCE, waitFor
 
 REQUIRED = "KVSERVER_REQUIRE_PROGRAMS"
 """
@@ -57,6 +59,13 @@ def skip(reason: str) -> NoReturn:
     if os.environ.get(REQUIRED):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def slow(*values: object) -> Any:
+    """
+    One more case of a test, which CI alone need try.
+    """
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def program(*names: str) -> str:
@@ -285,3 +294,45 @@ def manyDescriptors(count: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _feed(process: "subprocess.Popen[bytes]") -> None:
+    """
+    Be the C{seq 1 200000} before it.
+    """
+    assert process.stdin
+    # If it ends before, that is seen in what has come back.
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(LINES)
+
+
+def stopInTheMiddle(folder: Path, port: int, stop: Callable[[], object]) -> None:
+    """
+    Stop the daemon in the middle of C{seq 1 200000 | nc -N} by 20 clients, and see that they lose
+    no line.
+
+    @param folder: Takes what comes back.
+
+    @param stop: Stops the daemon.
+    """
+    command = [program("nc.openbsd", "nc"), "-N", "127.0.0.1", str(port)]
+    outputs = [folder / f"output{number}" for number in range(20)]
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for path in outputs:
+            file = stack.enter_context(path.open("wb"))
+            client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, bufsize=0)
+            stack.enter_context(client)
+            stack.callback(client.kill)
+            clients.append(client)
+        # Side by side: a client that sent nothing for a while would be at rest.
+        feeding = [threading.Thread(target=_feed, args=[client]) for client in clients]
+        for thread in feeding:
+            thread.start()
+        waitFor(lambda: all(path.stat().st_size for path in outputs), "all have begun")
+        stop()
+        assert sum(path.stat().st_size for path in outputs) < 20 * len(LINES)
+        for client, thread, path in zip(clients, feeding, outputs, strict=True):
+            thread.join(PATIENCE)
+            assert client.wait(PATIENCE) == 0
+            assert path.read_bytes() == LINES

@@ -420,7 +420,7 @@ _NAMES = (
     *("proxy v1", "proxy v2", "proxy tls"),
 )
 
-_QUICK = ("tcp4", "tls", "proxy tls")
+_QUICK = ("tcp4", "proxy tls")
 
 WIRES = [pytest.param(name, marks=needsIPv6 if name == "tcp6" else ()) for name in _NAMES]
 

@@ -34,9 +34,11 @@ def test_quick(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     # Once for each workload, and for the server itself.
-    for server in "kvserver", "Twisted LineReceiver", "asyncio protocol":
+    for server in "kvserver", "asyncio protocol":
         assert done.stdout.count(f"\n{server} ") == 13
-    assert done.stdout.count("\nC epoll ") == 9
+    # Without TLS: what Twisted's needs is not installed by --quick.
+    for server in "Twisted LineReceiver", "C epoll":
+        assert done.stdout.count(f"\n{server} ") == 9
     assert "memory of a connection that is held" in done.stdout
     assert (tmp_path / "results.rst").read_text() in done.stdout
     assert ElementTree.parse(tmp_path / "results.svg").getroot().tag.endswith("svg")

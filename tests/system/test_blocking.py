@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import ask, connect
+from tests.support.clients import ask, connect, slow
 from tests.support.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment, quietPort, waitFor
 from tests.support.wires import Authority, TLSClient
 
@@ -109,7 +109,9 @@ def isAnswered(port: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "command", [(TWISTD, "-n", "--pidfile="), (TWIST, "--log-format=text")], ids=["twistd", "twist"]
+    "command",
+    [(TWISTD, "-n", "--pidfile="), slow((TWIST, "--log-format=text"))],
+    ids=["twistd", "twist"],
 )
 def test_fullOutput(tmp_path: Path, unread: Unread, command: tuple[str, ...]) -> None:
     """

@@ -23,6 +23,7 @@ from tests.support.clients import (
     received,
     reset,
     silent,
+    slow,
 )
 from tests.support.daemon import Daemon, waitFor
 from tests.support.wires import SOME_WIRES, WIRES, Authority, Way, allOpened, opened
@@ -192,7 +193,7 @@ def test_neverReads(freshWay: Way) -> None:
     neverReads(freshWay, b"x" * 1023 + b"\n")
 
 
-@pytest.mark.parametrize("line", [b"x" * 15 + b"\n", b"\n"])
+@pytest.mark.parametrize("line", [slow(b"x" * 15 + b"\n"), b"\n"])
 def test_neverReadsShortLines(authority: Authority, tmp_path: Path, line: bytes) -> None:
     """
     With short ones, whatever the wire.

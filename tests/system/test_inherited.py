@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import ask, connect
+from tests.support.clients import ask, connect, slow
 from tests.support.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment, quietPort
 from tests.support.sabotage import Sabotaged
 
@@ -69,7 +69,7 @@ def backlog(listening: socket.socket) -> int:
 
 
 @pytest.mark.parametrize("listen", ["systemd:domain=INET:index=1", "systemd:name=echo"])
-@pytest.mark.parametrize("plugin", [False, True], ids=["", "after a plugin"])
+@pytest.mark.parametrize("plugin", [slow(False), True], ids=["", "after a plugin"])
 def test_socketFromSystemd(tmp_path: Path, listen: str, plugin: bool) -> None:
     """
     A socket that systemd passes is listened on, and stays as systemd has made it; also if Twisted,
@@ -142,7 +142,7 @@ def test_brokenSocket(tmp_path: Path, how: str) -> None:
     ],
     ids=["none", "another name", "another type"],
 )
-@pytest.mark.parametrize("command", [TWISTD_N, (TWIST,)], ids=["twistd", "twist"])
+@pytest.mark.parametrize("command", [TWISTD_N, slow((TWIST,))], ids=["twistd", "twist"])
 def test_cannotListen(
     tmp_path: Path, kinds: list[int], options: list[str], reason: str, command: tuple[str, ...]
 ) -> None:

@@ -65,6 +65,7 @@ def options(tmp_path: Path, authority: Authority) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "seconds"), [(60_000, 0.3), pytest.param(200_000, 1.0, marks=pytest.mark.soak)]
 )

@@ -19,7 +19,7 @@ import pytest
 
 from kvserver.check.rules import RULES
 from tests.support import faulty
-from tests.support.clients import needsIPv6, program
+from tests.support.clients import needsIPv6, program, slow
 from tests.support.daemon import PATIENCE, SCRIPTS, Daemon, quietPort, waitFor
 from tests.support.faulty import FaultyProxy, Relay, breaking
 from tests.support.wires import Authority
@@ -304,6 +304,7 @@ def test_aDelayIsSeenInTheIntendedTime(daemon: Daemon) -> None:
     assert all(0.1 < gap["duration"] < 0.5 for gap in answer.said["gaps"])
 
 
+@pytest.mark.slow
 def test_each100thConnectionIsRefused(daemon: Daemon) -> None:
     """
     Each 100th connection is refused.
@@ -388,7 +389,7 @@ def test_theDaemonKeepsAllRules(paths: dict[str, list[str]], wire: str) -> None:
     assert answer.said["bytes_sent"] == answer.said["bytes_returned"]
 
 
-@pytest.mark.parametrize("wire", ["tcp", "unix", "tls", "proxy tls"])
+@pytest.mark.parametrize("wire", ["tcp", slow("unix"), slow("tls"), "proxy tls"])
 def test_aLoadFindsNothingWrongWithTheDaemon(paths: dict[str, list[str]], wire: str) -> None:
     """
     A load finds nothing wrong with the daemon.
@@ -426,6 +427,7 @@ def test_linesThatWaitForRoomAreAllSent(daemon: Daemon) -> None:
     assert answer.said["connections"]["opened"] >= 3000 // 7
 
 
+@pytest.mark.slow
 def test_aClientCertificateIsAskedFor(tmp_path: Path, authority: Authority) -> None:
     """
     A client certificate is asked for.
@@ -455,7 +457,7 @@ WRONG_TARGETS = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG_TARGETS)
+@pytest.mark.parametrize("name", ["unknown host", *map(slow, [*WRONG_TARGETS][1:])])
 def test_aWrongTargetIsOneLine(name: str) -> None:
     """
     A wrong target is one line.
@@ -531,6 +533,7 @@ def serve(answer: Callable[[socket.socket], None]) -> int:
     return port
 
 
+@pytest.mark.slow
 def test_whatIsNoEchoIsSaid() -> None:
     """
     What is no echo is said.
@@ -595,6 +598,7 @@ def test_ctrlCWhileTheRulesAreTried(daemon: Daemon) -> None:
     assert (answer.status, answer.said["interrupted"]) == (0, True)
 
 
+@pytest.mark.slow
 def test_aLoadOnASilentPortTimesOut() -> None:
     """
     A load on a silent port times out.
@@ -740,6 +744,7 @@ def test_theRulesNeedNoExtra(daemon: Daemon) -> None:
         assert words in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["haproxy", "socat"])
 def test_throughOtherPrograms(daemon: Daemon, tmp_path: Path, name: str) -> None:
     """

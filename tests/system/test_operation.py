@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.clients import LINES, Sender, ask, connect, exchange, program, reset, stick
+from tests.support.clients import LINES, Sender, ask, connect, exchange, program, reset, slow, stick
 from tests.support.daemon import PATIENCE, TWIST, Daemon, quietPort, waitFor
 from tests.support.readme import block
 from tests.support.sabotage import Sabotaged
@@ -355,17 +355,13 @@ def test_ending(
     ("reason", "wire", "option", "act"),
     [
         ("idle_timeout", "", "--idle-timeout=1", idles),
-        pytest.param(*("idle_timeout", "tls:", "--idle-timeout=1", idles), marks=pytest.mark.slow),
+        slow("idle_timeout", "tls:", "--idle-timeout=1", idles),
         ("write_timeout", "", "--write-timeout=1", stalls),
-        pytest.param(
-            *("write_timeout", "tls:", "--write-timeout=1", stalls), marks=pytest.mark.slow
-        ),
+        slow("write_timeout", "tls:", "--write-timeout=1", stalls),
         ("drained", "", "--drain-timeout=15", rests),
-        pytest.param(*("drained", "tls:", "--drain-timeout=15", rests), marks=pytest.mark.slow),
+        slow("drained", "tls:", "--drain-timeout=15", rests),
         ("aborted", "", "--drain-timeout=1", stallsAtTheEnd),
-        pytest.param(
-            *("aborted", "tls:", "--drain-timeout=1", stallsAtTheEnd), marks=pytest.mark.slow
-        ),
+        slow("aborted", "tls:", "--drain-timeout=1", stallsAtTheEnd),
         ("refused", "", "--max-connections-per-source=1", crowds),
     ],
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import LINES, ask, connect, program
+from tests.support.clients import LINES, ask, connect, program, slow
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, environment, quietPort, waitFor
 from tests.support.readme import block
 from tests.support.wires import Authority
@@ -263,7 +263,7 @@ def test_renegotiation(tls: Daemon, tmp_path: Path) -> None:
     waitFor(lambda: tls.descriptors() == tls.idleDescriptors, "it has left")
 
 
-@pytest.mark.parametrize("mutual", [False, True])
+@pytest.mark.parametrize("mutual", [slow(False), True])
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
 def test_resumption(tmp_path: Path, authority: Authority, version: str, mutual: bool) -> None:
     """
@@ -324,6 +324,7 @@ def test_curlTLS(tls: Daemon, authority: Authority) -> None:
             process.kill()
 
 
+@pytest.mark.slow
 def test_go(tls: Daemon, authority: Authority, tmp_path: Path) -> None:
     """
     A client in Go, which says close_notify and reads on: 20 times of 20 all comes back.
@@ -375,8 +376,8 @@ def test_socatUNIX(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "listen"),
     [
-        ((), "systemd:domain=INET:index=0"),
-        (("--fdname=echo",), "systemd:domain=INET:index=0"),
+        slow((), "systemd:domain=INET:index=0"),
+        slow(("--fdname=echo",), "systemd:domain=INET:index=0"),
         (("--fdname=echo",), "systemd:name=echo"),
     ],
 )

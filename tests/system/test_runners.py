@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clients import slow
 from tests.support.daemon import PATIENCE, SCRIPTS, environment
 
 ROOT = Path(__file__).parents[2]
@@ -22,11 +23,19 @@ newTrial = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param((str(SCRIPTS / "trial"), "tests.unit.echo.test_protocol"), marks=newTrial),
-        pytest.param((str(SCRIPTS / "trial"), "tests/unit/echo/test_protocol.py"), marks=newTrial),
+        pytest.param(
+            (str(SCRIPTS / "trial"), "tests.unit.echo.test_protocol"),
+            marks=[newTrial, pytest.mark.slow],
+        ),
+        pytest.param(
+            (str(SCRIPTS / "trial"), "tests/unit/echo/test_protocol.py"),
+            marks=[newTrial, pytest.mark.slow],
+        ),
         pytest.param((str(SCRIPTS / "trial"), "tests"), marks=newTrial),
-        pytest.param((sys.executable, "-m", "twisted.trial", "tests"), marks=newTrial),
-        (sys.executable, "-m", "unittest", "tests.unit.echo.test_protocol"),
+        pytest.param(
+            (sys.executable, "-m", "twisted.trial", "tests"), marks=[newTrial, pytest.mark.slow]
+        ),
+        slow((sys.executable, "-m", "unittest", "tests.unit.echo.test_protocol")),
         (sys.executable, "-m", "unittest", "discover"),
     ],
     ids=" ".join,

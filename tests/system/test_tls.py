@@ -30,6 +30,7 @@ from tests.support.clients import (
     manyDescriptors,
     receive,
     silent,
+    slow,
 )
 from tests.support.daemon import (
     PATIENCE,
@@ -261,6 +262,7 @@ def test_stalledHandshakes(daemon: Daemon, authority: Authority) -> None:
     assert daemon.logs("TLS handshake with 127.0.0.1 failed: not done within 10 s") == 1
 
 
+@pytest.mark.slow
 def test_stalledCostNothing(daemon: Daemon, authority: Authority) -> None:
     """
     1,000 handshakes and 1,000 records that have come in part cost no CPU.
@@ -449,6 +451,7 @@ def test_expired(tmp_path: Path, authority: Authority) -> None:
         assert daemon.logs(f"--tls-certificate: {certificate} has expired") == 1
 
 
+@pytest.mark.slow
 def test_wrongFiles(tmp_path: Path, authority: Authority, identity: tuple[Path, Path]) -> None:
     """
     Files that can't be used are named, with the reason, before anything listens.
@@ -477,7 +480,7 @@ def test_wrongFiles(tmp_path: Path, authority: Authority, identity: tuple[Path, 
         assert done.stdout.count("\n") == 1
 
 
-@pytest.mark.parametrize("which", ["key", "certificate", "clients"])
+@pytest.mark.parametrize("which", ["key", slow("certificate"), slow("clients")])
 def test_passphraseAtTerminal(tmp_path: Path, authority: Authority, which: str) -> None:
     """
     Nobody is asked for a passphrase, also if there is somebody at a terminal: there is a line, and

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import ask, connect, program, skip
+from tests.support.clients import ask, connect, program, skip, slow
 from tests.support.daemon import (
     FOREGROUND,
     PATIENCE,
@@ -361,7 +361,7 @@ class TestCannotStart:
         assert (done.returncode, done.stdout) == (os.EX_USAGE, b"")
         assert done.stderr == b"kvserver: option --prod not recognized\n"
 
-    @pytest.mark.parametrize("value", ["", "x", "-1", "65536"])
+    @pytest.mark.parametrize("value", ["", slow("x"), slow("-1"), slow("65536")])
     def test_port(self, tmp_path: Path, value: str) -> None:
         """
         C{--port} and C{PORT}.
@@ -373,7 +373,7 @@ class TestCannotStart:
         printed = self.fails(tmp_path, *command, env=environment(PORT=value))
         assert printed == f"kvserver: PORT (environment): {accepted}"
 
-    @pytest.mark.parametrize("value", ["", "localhost"])
+    @pytest.mark.parametrize("value", ["localhost", slow("")])
     def test_interface(self, tmp_path: Path, value: str) -> None:
         """
         C{--interface}.
@@ -385,7 +385,11 @@ class TestCannotStart:
         )
 
     @pytest.mark.parametrize(
-        "option", ["max-connections=x", "idle-timeout=-1", "write-timeout=0", "drain-timeout=0"]
+        "option",
+        [
+            "max-connections=x",
+            *map(slow, ["idle-timeout=-1", "write-timeout=0", "drain-timeout=0"]),
+        ],
     )
     def test_number(self, tmp_path: Path, option: str) -> None:
         """
@@ -435,7 +439,7 @@ class TestCannotStart:
 
     @pytest.mark.parametrize(
         "command",
-        [(TWISTD, "-n"), (TWISTD, "--logfile=/dev/null"), (TWIST,)],
+        [(TWISTD, "-n"), slow((TWISTD, "--logfile=/dev/null")), slow((TWIST,))],
         ids=["foreground", "daemonized", "twist"],
     )
     def test_portInUse(self, tmp_path: Path, taken: int, command: tuple[str, ...]) -> None:
@@ -467,7 +471,7 @@ class TestCannotStart:
         assert printed.count("Cannot listen on port 1: Permission denied") == 1
 
 
-@pytest.mark.parametrize("command", [(TWISTD, "-n"), (TWIST,)], ids=["twistd", "twist"])
+@pytest.mark.parametrize("command", [(TWISTD, "-n"), slow((TWIST,))], ids=["twistd", "twist"])
 def test_notLinux(tmp_path: Path, command: tuple[str, ...]) -> None:
     """
     Where there is no Linux one line says so, whatever is missing there.

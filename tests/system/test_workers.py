@@ -9,11 +9,21 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.support.clients import LINES, ask, connect, program, receive, silent
+from tests.support.clients import (
+    LINES,
+    ask,
+    connect,
+    program,
+    receive,
+    silent,
+    slow,
+    stopInTheMiddle,
+)
 from tests.support.daemon import FOREGROUND, Daemon, environment, quietPort, waitFor
 from tests.support.wires import Authority, opened
 from tests.system.test_operation import records, samples, watched
@@ -75,9 +85,7 @@ def daemon(tmp_path: Path) -> Iterator[Observed]:
         yield daemon
 
 
-@pytest.mark.parametrize(
-    "pause", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["burst", "trickle"]
-)
+@pytest.mark.parametrize("pause", [False, slow(True)], ids=["burst", "trickle"])
 def test_shared(daemon: Observed, pause: bool) -> None:
     """
     200 connections that stay are 50 on each of 4 workers, give or take one.
@@ -179,6 +187,7 @@ def test_nobodyLostInTheHandOver(tmp_path: Path, how: str) -> None:
                 assert ask(client, b"hello\n") == b"hello\n"
 
 
+@pytest.mark.slow
 def test_hungWorker(daemon: Observed) -> None:
     """
     A worker that is stopped delays nobody else, gets no new clients, and is killed in the end; its
@@ -220,6 +229,7 @@ def test_killedMaster(tmp_path: Path) -> None:
             probe.bind(("127.0.0.1", daemon.port))
 
 
+@pytest.mark.slow
 def test_replaced(daemon: Observed) -> None:
     """
     USR2 replaces the workers under clients that notice nothing; afterwards nothing is left of the
@@ -284,14 +294,11 @@ def test_newWorkerDies(tmp_path: Path) -> None:
         assert isAlive(old)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
 def test_groupSignal(tmp_path: Path, number: int) -> None:
     """
     TERM or INT to the whole group, in the middle of a stream: no line is lost.
     """
-    command = [program("nc.openbsd", "nc"), "-N", "127.0.0.1"]
     port = quietPort()
     log = tmp_path / "daemon.log"
     with log.open("wb") as file:
@@ -304,26 +311,7 @@ def test_groupSignal(tmp_path: Path, number: int) -> None:
         )
     try:
         waitFor(lambda: "Accepting" in log.read_text(), "it listens")
-        outputs = [(tmp_path / f"output{count}").open("w+b") for count in range(20)]
-        clients = [
-            subprocess.Popen([*command, str(port)], stdin=subprocess.PIPE, stdout=output)
-            for output in outputs
-        ]
-        half = len(LINES) // 2
-        for client in clients:
-            assert client.stdin
-            client.stdin.write(LINES[:half])
-            client.stdin.flush()
-        waitFor(lambda: all(os.fstat(output.fileno()).st_size for output in outputs), "echoes")
-        os.killpg(daemon.pid, number)
-        for client in clients:
-            assert client.stdin
-            client.stdin.write(LINES[half:])
-            client.stdin.close()
-        for client, output in zip(clients, outputs, strict=True):
-            client.wait(20)
-            output.seek(0)
-            assert output.read() == LINES
+        stopInTheMiddle(tmp_path, port, partial(os.killpg, daemon.pid, number))
         daemon.wait(20)
     finally:
         daemon.kill()
@@ -347,6 +335,7 @@ def test_limits(tmp_path: Path) -> None:
         assert served == 10
 
 
+@pytest.mark.slow
 def test_comesAgain(tmp_path: Path) -> None:
     """
     A client that has seen the end of its connection, and comes again at once, is not refused for
@@ -398,6 +387,7 @@ def test_wrong(tmp_path: Path, value: str, line: str) -> None:
     assert line in done.stderr
 
 
+@pytest.mark.slow
 def test_protocolThatOnlyTheMasterFinds(tmp_path: Path) -> None:
     """
     If a worker can't import the protocol, the start fails with one line and status 1.

@@ -28,7 +28,7 @@ from kvserver.connections.stage import CLOSE_TIMEOUT
 from kvserver.connections.throttle import REPEAT_INTERVAL
 from kvserver.connections.tls import RECEIVE_SIZE, TLSTransport
 from kvserver.listening.route import Route
-from tests.support.clients import LINES
+from tests.support.clients import LINES, slow
 from tests.support.daemon import waitFor
 from tests.support.memory import CLIENT_ADDRESS, MemoryServer, Pair, RecorderFactory, Watched
 from tests.support.wires import Authority, pem
@@ -329,7 +329,7 @@ def test_handshakeByteByByte(memoryServer: TLSServer) -> None:
     assert visitor.ask(b"hello\n") == b"hello\n"
 
 
-@pytest.mark.parametrize("line", [b"\n", b"hello\n", RECORD])
+@pytest.mark.parametrize("line", [b"\n", b"hello\n", slow(RECORD)])
 def test_recordCutAnywhere(memoryServer: TLSServer, line: bytes) -> None:
     """
     A record may be cut at every byte: it is answered when it is whole, and from its first byte to
