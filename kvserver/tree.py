@@ -68,6 +68,7 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
     if configuration.workers:
         pool = connections.workers = Pool(
             reactor,
+            poller,
             configuration.workers,
             configuration.served,
             connections,

@@ -3,6 +3,7 @@ Watches the sockets of all connections, for the reactor.
 """
 
 import select
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import (
@@ -54,6 +55,8 @@ class Poller:
         self._epoll = select.epoll()
         self._watched: dict[int, IReadWriteDescriptor] = {}
         self._events: dict[int, int] = {}
+        self._isServing = False
+        self._soon: list[Callable[[], None]] = []
         self.callLater = reactor.callLater
 
     def addReader(self, reader: Any) -> None:
@@ -99,6 +102,23 @@ class Poller:
             self._watched[number] = descriptor
             self._hasNew = True
         self._events[number] = after
+
+    def callSoon(self, call: Callable[[], None]) -> None:
+        """
+        Call C{call} when all that is ready has been served. At the end of a turn that costs less
+        than another turn of the reactor.
+        """
+        self._soon.append(call)
+        if len(self._soon) == 1 and not self._isServing:
+            self._reactor.callLater(0, self._callAll)
+
+    def _callAll(self) -> None:
+        calls, self._soon = self._soon, []
+        for call in calls:
+            try:
+                call()
+            except Exception:
+                _log.failure("What was to be done at the end of a turn failed")
 
     def isReading(self, descriptor: Any) -> bool:
         """
@@ -191,9 +211,15 @@ class Poller:
         """
         self.turn += 1
         self._hasNew = False
-        self._serve()
-        if self._hasNew:
+        self._isServing = True
+        try:
             self._serve()
+            if self._hasNew:
+                self._serve()
+        finally:
+            self._isServing = False
+        if self._soon:
+            self._callAll()
 
     def _serve(self) -> None:
         """

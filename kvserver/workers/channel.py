@@ -2,8 +2,9 @@
 The channel between the master and a worker: messages, and sockets with them.
 """
 
-import json
+import marshal
 import socket
+import struct
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +21,14 @@ The most sockets in one message. Linux takes 253 (SCM_MAX_FD, unix(7)).
 
 _ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)
 
+_LENGTH = struct.Struct("=I")
+
+_FORMAT = 2
+"""
+The format of C{marshal}, which all Pythons read: an update may have replaced the one that the
+master runs on.
+"""
+
 RECEIVE_SIZE = 64 * 1024
 """
 How many bytes are received at once, at most.
@@ -29,8 +38,11 @@ How many bytes are received at once, at most.
 @implementer(IReadWriteDescriptor)
 class Channel:
     """
-    One end of a UNIX stream socket that carries messages, each a line of JSON, and sockets
-    (SCM_RIGHTS, unix(7)).
+    One end of a UNIX stream socket that carries messages, and sockets (SCM_RIGHTS, unix(7)).
+
+    A message is a list of what C{marshal} can write; its length precedes it. C{marshal} costs a
+    quarter of what JSON costs, and takes bytes. It trusts who writes, as it may: a worker has the
+    rights of the master.
 
     It is a stream, because a stream gives what a killed peer has sent before it says that the peer
     is gone. A SEQPACKET socket says so first.
@@ -38,13 +50,13 @@ class Channel:
 
     def __init__(
         self,
-        reactor: Any,
+        poller: Any,
         end: socket.socket,
         received: Callable[[list[Any], list[int]], None],
         lost: Callable[[], None],
     ) -> None:
         """
-        @param reactor: Provides C{IReactorFDSet}.
+        @param poller: Provides C{IReactorFDSet}.
 
         @param end: The socket. It must be non-blocking.
 
@@ -52,7 +64,7 @@ class Channel:
 
         @param lost: Called once, when the other end is gone.
         """
-        self._reactor = reactor
+        self._poller = poller
         self._socket = end
         self.fileno = end.fileno
         self._received = received
@@ -62,7 +74,7 @@ class Channel:
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self._whenFlushed: list[Callable[[], None]] = []
         self.isOpen = True
-        reactor.addReader(self)
+        poller.addReader(self)
 
     def logPrefix(self) -> str:
         """
@@ -78,7 +90,8 @@ class Channel:
         """
         if not self.isOpen:
             return
-        self._unsent.append((json.dumps(message).encode() + b"\n", descriptors))
+        data = marshal.dumps(message, _FORMAT)
+        self._unsent.append((_LENGTH.pack(len(data)) + data, descriptors))
         if len(self._unsent) == 1:
             self._flush()
 
@@ -95,14 +108,17 @@ class Channel:
         while self._unsent:
             data, descriptors = self._unsent[0]
             try:
-                sent = socket.send_fds(self._socket, [data], descriptors)
+                if descriptors:
+                    sent = socket.send_fds(self._socket, [data], descriptors)
+                else:
+                    sent = self._socket.send(data)
             except (BrokenPipeError, ConnectionResetError):
                 # The other end is gone; the next read says so.
                 self._unsent.clear()
                 break
             except OSError:
                 # The other end takes nothing now, or the kernel has no memory for it.
-                self._reactor.addWriter(self)
+                self._poller.addWriter(self)
                 return
             if sent < len(data):
                 # The descriptors went with the first byte.
@@ -119,7 +135,7 @@ class Channel:
         """
         self._flush()
         if not self._unsent:
-            self._reactor.removeWriter(self)
+            self._poller.removeWriter(self)
 
     def doRead(self) -> None:
         """
@@ -154,16 +170,22 @@ class Channel:
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._descriptors += array("i", content)
-        *lines, self._incoming = (self._incoming + data).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
+        incoming = self._incoming + data
+        start, whole = 0, len(incoming) - _LENGTH.size
+        while start <= whole:
+            (length,) = _LENGTH.unpack_from(incoming, start)
+            if start + length > whole:
+                break
+            begin = start + _LENGTH.size
+            start = begin + length
             # The descriptors of a message come with its first byte.
-            self._received(message, self._descriptors)
+            self._received(marshal.loads(incoming[begin:start]), self._descriptors)
+        self._incoming = incoming[start:]
         return data
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        The reactor can't watch the channel any longer.
+        The poller can't watch the channel any longer.
         """
         if self.isOpen:
             self.close()
@@ -175,6 +197,6 @@ class Channel:
         """
         if self.isOpen:
             self.isOpen = False
-            self._reactor.removeReader(self)
-            self._reactor.removeWriter(self)
+            self._poller.removeReader(self)
+            self._poller.removeWriter(self)
             self._socket.close()

@@ -2,7 +2,6 @@
 A worker process: it serves the connections that the master hands over, and nothing else.
 """
 
-import base64
 import faulthandler
 import os
 import signal
@@ -33,6 +32,12 @@ from kvserver.workers.messages import GROUP_SIGNALS, fromAddress, fromEnd, fromP
 HEARTBEAT_INTERVAL = 1.0
 """
 How often a worker says that it is alive, and how its connections go on, in seconds.
+"""
+
+REPORT_INTERVAL = 0.02
+"""
+How long the end of a connection may wait to be reported with others, in seconds. A message for each
+would cost the master as much as the connection itself.
 """
 
 
@@ -82,9 +87,9 @@ class Worker:
         @param end: The worker's end of the channel.
         """
         self._reactor = reactor
-        self._channel = Channel(reactor, end, self._receive, self._masterIsGone)
         # The master has its copy of a socket until it has read the acknowledgement.
         self._poller = Poller(reactor, areShared=True)
+        self._channel = Channel(self._poller, end, self._receive, self._masterIsGone)
         self._ended: list[list[Any]] = []
         # How far each connection was at the last heartbeat: one that stands still is not reported.
         self._progress: dict[Connection, int] = {}
@@ -137,7 +142,7 @@ class Worker:
         self._beating.start(HEARTBEAT_INTERVAL)
 
     def _unpack(self, packed: dict[str, Any]) -> list[Any]:
-        self._files = {option: base64.b64decode(text) for option, text in packed["files"].items()}
+        self._files = packed["files"]
         paths: list[Any] = packed["paths"]
         return paths
 
@@ -200,9 +205,10 @@ class Worker:
         self._ended.append(fromEnd(record))
         if self._isExact:
             self._reportEnded()
+        elif self._deadline is not None:
+            self._poller.callSoon(self._reportEnded)
         elif len(self._ended) == 1:
-            # Together with all others that end in this turn.
-            self._reactor.callLater(0, self._reportEnded)
+            self._reactor.callLater(REPORT_INTERVAL, self._reportEnded)
 
     def _reportEnded(self) -> None:
         if self._ended:

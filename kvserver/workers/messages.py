@@ -2,7 +2,6 @@
 What master and worker must agree on: how messages are written, and whose signals are whose.
 """
 
-import base64
 import signal
 from typing import Any
 
@@ -90,7 +89,5 @@ def fromCertificates(certificates: Certificates) -> dict[str, Any]:
     """
     return {
         "paths": certificates.paths,
-        "files": {
-            option: base64.b64encode(text).decode() for option, text in certificates.files.items()
-        },
+        "files": certificates.files,
     }

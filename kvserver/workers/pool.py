@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from kvserver.connections.certificates import Certificates
+from kvserver.connections.poller import Poller
 from kvserver.connections.record import CloseReason
 from kvserver.connections.registry import Connections
 from kvserver.interfaces import IWorkers
@@ -64,6 +65,7 @@ class Pool(Service):
     def __init__(
         self,
         reactor: Any,
+        poller: Poller,
         count: int,
         served: str,
         connections: Connections,
@@ -72,6 +74,8 @@ class Pool(Service):
     ) -> None:
         """
         @param reactor: The reactor to run on.
+
+        @param poller: Watches the channels.
 
         @param count: How many workers there are.
 
@@ -85,6 +89,7 @@ class Pool(Service):
             before it drains, in seconds; 0: for ever.
         """
         self.reactor = reactor
+        self._poller = poller
         self._served = served
         self.connections = connections
         self._certificates = certificates
@@ -180,7 +185,7 @@ class Pool(Service):
         """
         if self._waiting and not self._isScheduled:
             self._isScheduled = True
-            self.reactor.callLater(0, self._flush)
+            self._poller.callSoon(self._flush)
 
     def _flush(self) -> None:
         """
@@ -218,6 +223,7 @@ class Pool(Service):
     def spawn(self, number: int) -> WorkerProcess:
         process = WorkerProcess(
             self.reactor,
+            self._poller,
             number,
             self.connections.sourceLog,
             self._onReady,

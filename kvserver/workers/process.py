@@ -85,6 +85,7 @@ class WorkerProcess(ProcessProtocol):
     def __init__(
         self,
         reactor: Any,
+        poller: Any,
         number: int,
         sourceLog: SourceLog,
         ready: Callable[["WorkerProcess"], None],
@@ -92,7 +93,9 @@ class WorkerProcess(ProcessProtocol):
         ended: Callable[[str], None],
     ) -> None:
         """
-        @param reactor: Provides C{IReactorProcess}, C{IReactorFDSet} and C{IReactorTime}.
+        @param reactor: Provides C{IReactorProcess} and C{IReactorTime}.
+
+        @param poller: Watches the channel.
 
         @param ready: Called once, when it can take connections.
 
@@ -101,6 +104,7 @@ class WorkerProcess(ProcessProtocol):
         @param ended: Called once, when the process has ended, with the reason.
         """
         self._reactor = reactor
+        self._poller = poller
         self.number = number
         self._sourceLog = sourceLog
         self._ready = ready
@@ -125,7 +129,7 @@ class WorkerProcess(ProcessProtocol):
         with theirs:
             ours.setblocking(False)
             theirs.setblocking(False)
-            self._channel = Channel(self._reactor, ours, self._receive, self._channelIsClosed)
+            self._channel = Channel(self._poller, ours, self._receive, self._channelIsClosed)
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             # A signal to the whole group must not reach the worker before it can ignore it. The
             # mask is inherited.

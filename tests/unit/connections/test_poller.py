@@ -273,3 +273,33 @@ class Reader:
 
     def __init__(self, end: socket.socket) -> None:
         self.fileno = end.fileno
+
+
+def test_callSoon(server: MemoryServer) -> None:
+    """
+    What is asked for in a turn is done at its end, and what is asked for at another time in the
+    next one; whatever of it fails.
+    """
+    done: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("oops")
+
+    def doRead() -> None:
+        server.poller.callSoon(fail)
+        server.poller.callSoon(lambda: done.append("at the end"))
+        assert done == []
+        pair.transport.__class__.doRead(pair.transport)
+
+    pair = server.enter()
+    pair.transport.doRead = doRead  # type: ignore[method-assign]
+    pair.peer.sendall(b"x")
+    with capturedLogs() as events:
+        server.turn()
+    assert done == ["at the end"]
+    assert [event["log_level"] for event in events] == [LogLevel.critical]
+    server.poller.callSoon(lambda: done.append("later"))
+    server.poller.callSoon(lambda: done.append("in order"))
+    assert done == ["at the end"]
+    server.clock.advance(0)
+    assert done == ["at the end", "later", "in order"]

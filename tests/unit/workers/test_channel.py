@@ -111,7 +111,7 @@ def test_full(ends: tuple[End, End]) -> None:
     one.channel.whenFlushed(lambda: told.append("at once"))
     with socket.socket() as passed:
         count = 0
-        while one.channel not in one.channel._reactor.getWriters():
+        while one.channel not in one.channel._poller.getWriters():
             one.channel.send([count, "x" * 10_000], [passed.fileno()])
             count += 1
         one.channel.whenFlushed(lambda: told.append("later"))

@@ -16,7 +16,7 @@ from twisted.logger import Logger, LogPublisher
 
 from kvserver.connections.limits import Limits
 from kvserver.workers.channel import Channel
-from kvserver.workers.child import HEARTBEAT_INTERVAL, Worker
+from kvserver.workers.child import HEARTBEAT_INTERVAL, REPORT_INTERVAL, Worker
 from kvserver.workers.messages import fromAddress, toAddress
 from tests.support.daemon import PATIENCE
 from tests.support.memory import isReadable
@@ -170,6 +170,9 @@ def test_life(master: Master) -> None:
     master.turn()
     assert peer.recv(100) == b"three"
     assert peer.recv(1) == b""
+    # With others that end shortly after it.
+    assert master.heard("ended") == []
+    master.turn(REPORT_INTERVAL)
     ((ended,),) = master.heard("ended")
     assert ended == [[[7, 13, 13, 2, None, None], "client_closed", 0]]
 

@@ -37,6 +37,7 @@ class FakeProcess:
     def __init__(
         self,
         reactor: MemoryReactorClock,
+        poller: Poller,
         number: int,
         sourceLog: object,
         ready: Callable[[Any], None],
@@ -168,9 +169,11 @@ class Master:
         self.clock = MemoryReactorClock()
         self.ended: list[ConnectionRecord] = []
         self.connections = Connections(self.clock, Limits(drainTimeout=5), self.ended.append)
-        self.pool = Pool(self.clock, count, "x.Y", self.connections, None, replaceTimeout)
-        self.connections.workers = self.pool
         self.poller = Poller(self.clock)
+        self.pool = Pool(
+            *(self.clock, self.poller, count, "x.Y", self.connections, None, replaceTimeout)
+        )
+        self.connections.workers = self.pool
         self.died: list[Exception] = []
         self.workers = [
             Worker(self.pool, number, self.died.append) for number in range(1, count + 1)
