@@ -88,6 +88,14 @@ class Certificates:
         self._certificate = certificate
         self._privateKey = privateKey
         self._clientCA = clientCA
+        self.load()
+
+    def load(self) -> None:
+        """
+        Read the files, for new connections.
+
+        @raise BadCertificate: A file can't be used. What was in use before stays in use.
+        """
         self.context, self.expiry = self._load()
 
     def _load(self) -> tuple[ssl.SSLContext, float]:
@@ -137,9 +145,9 @@ class Certificates:
             self._trust(context, self._clientCA, read("--tls-client-ca", self._clientCA))
         now = time.time()
         if now > notAfter:
-            self._warn("has expired: its validity ended at {time}", notAfter)
+            self.warn("has expired: its validity ended at {time}", notAfter)
         elif now < notBefore:
-            self._warn("is not valid yet: its validity begins at {time}", notBefore)
+            self.warn("is not valid yet: its validity begins at {time}", notBefore)
         self.files = files
         return context, notAfter
 
@@ -158,7 +166,14 @@ class Certificates:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.verify_mode = ssl.CERT_REQUIRED
 
-    def _warn(self, what: str, when: float) -> None:
+    def warn(self, what: str, when: float) -> None:
+        """
+        Log that our certificate is not valid now.
+
+        @param what: Why.
+
+        @param when: The time that it names, in seconds since the epoch.
+        """
         _log.warn(
             "--tls-certificate: {path} " + what,
             path=self._certificate,
@@ -170,7 +185,7 @@ class Certificates:
         Read the files again, for new connections. If they can't be used, the old ones stay in use.
         """
         try:
-            self.context, self.expiry = self._load()
+            self.load()
         except BadCertificate as error:
             _log.error("The certificates stay as they were: {reason}", reason=error)
         else:

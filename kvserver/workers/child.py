@@ -74,6 +74,17 @@ class WorkerConnections(Connections):
         """
 
 
+class WorkerCertificates(Certificates):
+    """
+    The certificates of a worker: those that the master has loaded.
+    """
+
+    def warn(self, what: str, when: float) -> None:
+        """
+        Do not log it: the master does, for all workers.
+        """
+
+
 @implementer(ILogObserver)
 class Worker:
     """
@@ -95,7 +106,7 @@ class Worker:
         self._progress: dict[Connection, int] = {}
         self._deadline: float | None = None
         self._files: dict[str, bytes] = {}
-        self._certificates: Certificates | None = None
+        self._certificates: WorkerCertificates | None = None
         self._beating = LoopingCall(self._beat)
         self._beating.clock = reactor
 
@@ -134,7 +145,7 @@ class Worker:
         self._handovers = {False: LocalHandover(factory)}
         if settings["certificates"]:
             paths = self._unpack(settings["certificates"])
-            self._certificates = Certificates(paths[0], paths[1], paths[2], self._read)
+            self._certificates = WorkerCertificates(paths[0], paths[1], paths[2], self._read)
             self._handovers[True] = LocalHandover(factory, self._certificates)
         for handover in self._handovers.values():
             handover.start()
@@ -199,7 +210,7 @@ class Worker:
         """
         self._unpack(packed)
         if self._certificates is not None:
-            self._certificates.reload()
+            self._certificates.load()
 
     def _report(self, record: ConnectionRecord) -> None:
         self._ended.append(fromEnd(record))

@@ -110,7 +110,8 @@ def test_shared(daemon: Observed, pause: bool) -> None:
 @pytest.mark.parametrize("name", ["tcp4", "unix", "mutual tls", "proxy tls"])
 def test_eachWire(name: str, authority: Authority, tmp_path: Path) -> None:
     """
-    Each wire works with workers; many lines and a tail come back after FIN.
+    Each wire works with workers; many lines and a tail come back after FIN. When certificates are
+    loaded again, that is said once.
     """
     with opened(name, authority, tmp_path, "--workers=2") as way:
         for _ in range(4):
@@ -119,6 +120,12 @@ def test_eachWire(name: str, authority: Authority, tmp_path: Path) -> None:
                 client.shutdown(socket.SHUT_WR)
                 assert receive(client, 200_004) == LINES[:200_000] + b"tail"
                 assert client.recv(1) == b""
+        if "tls" in name:
+            way.daemon.process.send_signal(signal.SIGHUP)
+            way.daemon.waitForLog("The certificates have been loaded again")
+            with way.connect() as client:
+                assert ask(client, b"hello\n") == b"hello\n"
+            assert way.daemon.logs("loaded again") == 1
 
 
 def test_killedWorker(daemon: Observed) -> None:
