@@ -129,16 +129,17 @@ def exchange(
             assert process.stdin
             assert process.stdout
             server.settle()
-            before = server.cpu()
+            before, ownBefore = server.cpu(), server.ownCPU()
             process.stdin.write("\n")
             process.stdin.flush()
             said: dict[str, float] = json.loads(process.stdout.readline())
-            used = server.cpu() - before
+            used, own = server.cpu() - before, server.ownCPU() - ownBefore
         if said["lines"]:
             break
         seconds *= 2
     return {
         "cpu": used / said["lines"] * 1e6,
+        "own": own / said["lines"] * 1e6,
         "lines": said["lines"] / said["seconds"],
         "bytes": said["bytes"] / said["seconds"],
         "p50": said["p50"],
@@ -187,6 +188,7 @@ def chosen(server: Server, options: Options) -> list[Workload]:
         for workload in WORKLOADS
         if workload.tls == (server.identity is not None)
         and options.only in workload.name
+        and (server.workloads is None or workload.name in server.workloads)
         and not (options.quick and int(workload.arguments[1]) > 100)
     ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import twisted
 from cryptography.hazmat.backends.openssl import backend
 
-from tests.benchmark.servers import EMPTY, KVSERVER, LINERECEIVER, UVLOOP, C
+from tests.benchmark.servers import EMPTY, KVSERVER, LINERECEIVER, UVLOOP, WORKERS, C
 
 Results = Mapping[tuple[str, str], Mapping[str, float]]
 """
@@ -96,7 +96,7 @@ def summary(results: Results, names: Sequence[str]) -> str:
     """
     The daemon's figures as ratios to those of each peer.
     """
-    peers = [name for name in names if name not in (KVSERVER, EMPTY)]
+    peers = [name for name in names if name not in (KVSERVER, EMPTY, *WORKERS)]
     return grid(
         ["kvserver's figure : that of", *peers],
         [
@@ -122,7 +122,13 @@ def at(results: Results, names: Sequence[str], workload: str) -> str:
             cells = map(number, [*figures, values["p50"], values["p99"]])
             busy = (f"{values[part] * 100:.0f}" for part in ("busy", "load"))
             rows.append([name, *cells, *busy, _ratio(results, workload, "cpu", name)])
-    return grid([*head, "kvserver's CPU : its"], rows)
+    text = grid([*head, "kvserver's CPU : its"], rows)
+    masters = [
+        f"{name}: {number(results[name, workload]['own'])} us"
+        for name in WORKERS
+        if (name, workload) in results
+    ]
+    return text + (f"\nThe master's part of it: {', '.join(masters)}.\n" if masters else "")
 
 
 def processes(results: Results, names: Sequence[str]) -> str:
@@ -218,7 +224,7 @@ def chart(results: Results, growth: Sequence[int]) -> str:
     costs = {
         name: figures["cpu"]
         for (name, workload), figures in results.items()
-        if workload == "ping-pong 50"
+        if workload == "ping-pong 50" and name not in WORKERS
     }
     colours = dict(zip(costs, COLOURS, strict=False))
     curves = {

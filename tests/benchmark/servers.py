@@ -24,8 +24,14 @@ KVSERVER = "kvserver"
 LINERECEIVER = "Twisted LineReceiver"
 UVLOOP = "uvloop protocol"
 C = "C epoll"
+WORKERS = {"kvserver, 1 worker": 1, "kvserver, 2 workers": 2, "kvserver, 4 workers": 4}
 BEAM = "gen_tcp on the BEAM"
 EMPTY = "empty twistd"
+
+ON_WORKERS = ("ping-pong 50", "TLS ping-pong 50", "connect")
+"""
+What of the load workers take.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,15 @@ class Server:
         connection.
 
     @ivar identity: The PEM files of the certificate and of its key, if it speaks TLS.
+
+    @ivar workloads: What of the load it takes; None: all.
     """
 
     name: str
     command: tuple[str, ...]
     notifies: bool = False
     identity: tuple[Path, Path] | None = None
+    workloads: tuple[str, ...] | None = None
 
     def of(self, what: str) -> str:
         """
@@ -132,6 +141,11 @@ def servers(folder: Path, install: bool) -> list[Server]:
         Server(KVSERVER, (*twistd, "kvserver"), notifies=True),
         Server(KVSERVER, (*twistd, "kvserver", *tls), notifies=True, identity=identity),
         Server(LINERECEIVER, (*twistd, *receiver)),
+        *(
+            Server(name, (*twistd, "kvserver", f"--workers={count}", *more), True, its, ON_WORKERS)
+            for name, count in WORKERS.items()
+            for its, more in ((None, ()), (identity, tls))
+        ),
         *both("asyncio protocol", sys.executable, aio, "protocol"),
         Server("asyncio streams", (sys.executable, aio, "streams")),
     ]
@@ -175,6 +189,13 @@ def versions(folder: Path) -> str:
     return ", ".join(found)
 
 
+def _cpu(pid: int) -> float:
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
 class Running:
     """
     A server that has been started.
@@ -196,12 +217,20 @@ class Running:
 
     def cpu(self) -> float:
         """
-        The CPU time that all its threads have used, in seconds.
+        The CPU time that all its threads and workers have used, in seconds.
         """
-        total = 0
-        for task in Path(f"/proc/{self._process.pid}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
-        return total / 1e9
+        return sum(map(_cpu, self._processes()))
+
+    def ownCPU(self) -> float:
+        """
+        The CPU time of its first process alone, in seconds.
+        """
+        return _cpu(self._process.pid)
+
+    def _processes(self) -> list[int]:
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [pid, *map(int, children.split())]
 
     def settle(self) -> None:
         """
@@ -221,10 +250,13 @@ class Running:
         """
         What it holds in memory (resident), in bytes.
         """
-        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("it has ended")
+        total = 0
+        for pid in self._processes():
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    total += int(line.split()[1]) * 1024
+        assert total, "it has ended"
+        return total
 
 
 def _connects(port: int) -> bool:
