@@ -45,7 +45,6 @@ DUMP_TIME = 1.0
 How long a worker that hangs may take to say where, before it is killed, in seconds.
 """
 
-
 _MAIN = "import sys; del sys.path[0]; from kvserver.workers.child import main; main()"
 """
 What the process runs. Python puts the working directory first on the path of a C{-c} or C{-m}; the
@@ -288,15 +287,11 @@ class WorkerProcess(ProcessProtocol):
 
     def outReceived(self, data: bytes) -> None:
         """
-        Log what the process prints.
+        Log what the process prints, to standard output or standard error.
         """
         self._printed.add(data)
 
-    def errReceived(self, data: bytes) -> None:
-        """
-        Log what the process prints to standard error.
-        """
-        self._printed.add(data)
+    errReceived = outReceived
 
     def _channelIsClosed(self) -> None:
         self.isReady = False
