@@ -38,8 +38,11 @@ def shipped(checkout: Path) -> set[str]:
     """
     found = (*(checkout / "kvserver").rglob("*.py"), *(checkout / "twisted").rglob("*.py"))
     units = (checkout / "kvserver/operations/units").iterdir()
+    folders = checkout / "kvserver/deploy", checkout / "kvserver/manual"
+    files = (path for folder in folders for path in folder.iterdir())
     return {
         "kvserver/py.typed",
+        *(str(path.relative_to(checkout)) for path in files),
         *(str(path.relative_to(checkout)) for path in found),
         *(f"lib/systemd/system/{unit.name}" for unit in units),
     }
