@@ -10,7 +10,7 @@ The map, from the command line down. Imports run downwards only::
     listening/     the grammar of --listen, the sockets listened on, the listener, PROXY headers
     workers/       the pool of worker processes, and what runs in one
     connections/   the registry, records, limits, time-outs, drain; the transport, TLS, the poller
-    supervision/   the supervisor, restart intensity, signals, how the process ends, the clock
+    supervision/   the supervisor, restart intensity, signals, how processes end, the clock
     served         finds what is served: the echo, or a protocol given by name
     echo/          the echo protocol, which is served by default
     examples/      a protocol that imports nothing from this package
@@ -21,6 +21,7 @@ The service tree::
 
     Supervisor              one_for_one; more than 3 restarts in 5 s end the process with status 1
     |-- Signals             HUP, USR2, and a second TERM or INT
+    |-- orphans             as process 1, in a container: waits for those that nobody waits for
     |-- visitors            with --metrics: the connections of the operations site
     |-- Listener metrics    with --metrics; early, so that the site still answers during the drain
     |-- access log          with --access-log

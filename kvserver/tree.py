@@ -2,6 +2,7 @@
 Assembles the service tree from a configuration.
 """
 
+import os
 import time
 from typing import Any
 
@@ -22,6 +23,7 @@ from kvserver.listening.specification import ListenerSpec
 from kvserver.operations.accesslog import AccessLogFile, AccessLogStream
 from kvserver.operations.notify import Notifier
 from kvserver.served import unitOf
+from kvserver.supervision.orphans import orphans
 from kvserver.supervision.process import exitWithFailure
 from kvserver.supervision.signals import Reload, Signals
 from kvserver.supervision.supervisor import (
@@ -159,6 +161,7 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
                     reactor, connections.abortDrain, reload, pool.replace if pool else None
                 ),
             ),
+            *([_temporary("orphans", orphans(reactor))] if os.getpid() == 1 else []),
             *operations,
             *([_temporary("access log", accessLog)] if accessLog else []),
             *workers,

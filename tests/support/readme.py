@@ -1,18 +1,19 @@
 """
-What the README shows, as it would be pasted.
+What the README and the manual show, as it would be pasted.
 """
 
 import re
 from pathlib import Path
 
 README = Path(__file__).parents[2] / "README.rst"
+MANUAL = Path(__file__).parents[2] / "kvserver/manual"
 
 
-def block(begin: str) -> str:
+def block(begin: str, document: Path = README) -> str:
     """
     The one literal block that begins so.
     """
     (found,) = re.findall(
-        rf"^    {re.escape(begin)}.*(?:\n(?:    .*)?)*", README.read_text(), re.MULTILINE
+        rf"^    {re.escape(begin)}.*(?:\n(?:    .*)?)*", document.read_text(), re.MULTILINE
     )
     return re.sub("^    ", "", str(found), flags=re.MULTILINE)
