@@ -5,8 +5,9 @@ What the README and the manual show, as it would be pasted.
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.rst"
-MANUAL = Path(__file__).parents[2] / "kvserver/manual"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.rst"
+MANUAL = ROOT / "kvserver/manual"
 
 
 def block(begin: str, document: Path = README) -> str:

@@ -3,6 +3,7 @@ HAProxy in front of two daemons, set up as the manual says. One of them is kille
 the other one drains.
 """
 
+import shlex
 import signal
 import ssl
 import subprocess
@@ -13,12 +14,12 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import kvserver
 from tests.support.clients import LINES, Stream, ask, connect, exchange, program, receive
 from tests.support.daemon import PATIENCE, Daemon, quietPort, waitFor
+from tests.support.readme import MANUAL, ROOT, block
 from tests.support.wires import Authority, TLSClient
 
-SHIPPED = Path(kvserver.__file__).parent / "deploy/haproxy.cfg"
+SHIPPED = ROOT / "kvserver/deploy/haproxy.cfg"
 """
 The configuration that the manual tells people to use.
 """
@@ -171,6 +172,8 @@ def test_haproxy(tmp_path: Path, authority: Authority) -> None:
     daemon is killed under load new connections are answered, and when it is back it serves again.
     When the other one drains nobody loses a line: connections that stay are closed in order.
     """
+    pasted = shlex.split(block("haproxy -c", MANUAL / "containers.rst"))
+    subprocess.run([program("haproxy"), *pasted[1:]], cwd=ROOT, check=True)
     with ExitStack() as stack:
         site = Site(tmp_path, authority, stack)
         context = authority.client()

@@ -22,12 +22,11 @@ import pytest
 
 from tests.support.clients import LINES, ask, connect, exchange, program, receive, skip
 from tests.support.daemon import environment, waitFor
-from tests.support.readme import MANUAL, block
+from tests.support.readme import MANUAL, ROOT, block
 from tests.support.wires import Authority, TLSClient
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 CHAPTER = MANUAL / "containers.rst"
 
 SUITE = "bookworm"
@@ -216,7 +215,6 @@ def needsNothing(podman: Podman, authority: Authority) -> None:
     )
     podman.waitForLog("shut-in", "Accepting connections on port 4443")
     logged = podman.shell("podman logs shut-in")
-    assert len(logged.splitlines()) == 6, logged
     assert not re.search("cache|warn|unable|fail|error|Traceback", logged, re.IGNORECASE)
     (state,) = json.loads(podman.shell("podman inspect shut-in"))
     pid = state["State"]["Pid"]
@@ -249,7 +247,6 @@ def needsNothing(podman: Podman, authority: Authority) -> None:
         podman.shell("podman kill --signal=TERM shut-in")
         assert receive(idle, 1) == b""
     assert podman.shell("podman wait shut-in") == "0\n"
-    podman.waitForLog("shut-in", "Server Shut Down.")
 
 
 def test_image(authority: Authority) -> None:
