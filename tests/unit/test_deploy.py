@@ -2,7 +2,7 @@
 The files for Kubernetes: valid, shut in, and in accord with the daemon.
 """
 
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
@@ -11,11 +11,12 @@ import kvserver
 from kvserver.check.options import parseArguments
 from kvserver.tap import Options
 from tests.support.clients import skip
+from tests.support.readme import MANUAL, ROOT
 
 # The extra dev is needed, which not all that run the other tests have.
 pytestmark = pytest.mark.slow
 
-DEPLOY = Path(kvserver.__file__).parent / "deploy"
+DEPLOY = ROOT / "kvserver/deploy"
 
 VERSIONS = "1.30", "1.34", "1.37"
 """
@@ -135,3 +136,13 @@ def test_check(documents: list[Any]) -> None:
     (port,) = service["spec"]["ports"]
     assert container["args"] == [f"tcp:{service['metadata']['name']}:{port['port']}"]
     assert parseArguments(container["args"], kvserver.__version__)
+
+
+def test_manual() -> None:
+    """
+    The manual names all files that are shipped, and in what can be pasted no other.
+    """
+    chapter = (MANUAL / "containers.rst").read_text()
+    shipped = {path.name for path in DEPLOY.iterdir()}
+    assert set(re.findall(r"kvserver/deploy/([\w.-]+)", chapter)) <= shipped
+    assert {name for name in shipped if f"``{name}``" in chapter} == shipped
