@@ -205,13 +205,21 @@ def test_haproxy(tmp_path: Path, authority: Authority) -> None:
         held = [stack.enter_context(clients["shipped"]()) for _ in range(10)]
         for one in held:
             assert ask(one, b"hello\n") == b"hello\n"
-        site.daemons[1].stop(signal.SIGTERM)
-        waitFor(lambda: site.logs("is DOWN") == 2 * len(site.ports), "HAProxy knows that it drains")
+            one.sendall(b"hel")
+        site.daemons[1].process.send_signal(signal.SIGTERM)
+        waitFor(lambda: site.logs("code: 503") == 1, "HAProxy knows that it drains")
+        for one in held:
+            one.sendall(b"lo\n")
+            assert receive(one, 6) == b"hello\n"
+        site.daemons[1].process.wait(PATIENCE)
         for one in held:
             one.sendall(b"hello\n")
         answers = [receive(one, 6) for one in held]
-        assert 2 <= answers.count(b"") <= 8
         assert set(answers) == {b"", b"hello\n"}
+        assert 2 <= answers.count(b"") <= 8
+        waitFor(
+            lambda: site.logs("is DOWN") == 2 * len(site.ports), "HAProxy knows that it is gone"
+        )
         site.restart(1)
         waitFor(lambda: site.logs("is UP") == 2 * len(site.ports), "HAProxy knows that it is back")
         for load in loads:
