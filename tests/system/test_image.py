@@ -40,7 +40,8 @@ The authorities that Debian trusts.
 """
 
 BASES = re.findall(
-    r"docker\.io/\S+", (ROOT / "kvserver/deploy/Containerfile").read_text() + CHAPTER.read_text()
+    r"docker\.io/[\w./:-]+\w",
+    (ROOT / "kvserver/deploy/Containerfile").read_text() + CHAPTER.read_text(),
 )
 """
 The names that the base goes by.
