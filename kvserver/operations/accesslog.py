@@ -23,15 +23,34 @@ from kvserver.supervision.supervisor import CannotStart
 _log = Logger(namespace="kvserver.accesslog")
 
 
-def formatRecord(record: ConnectionRecord, now: float) -> str:
+class LoggedRecord(dict[str, Any]):
     """
-    Format the record of a connection that has ended.
+    The record of a connection that has ended. As text it is JSON. A log that is JSON itself takes
+    it as the object that it is.
+    """
+
+    def __str__(self) -> str:
+        return json.dumps(self)
+
+
+def formatTime(now: float) -> str:
+    """
+    Format a time as logs have it: RFC 3339, in UTC, with milliseconds.
 
     @param now: The time, in seconds since the epoch.
     """
-    return json.dumps(
+    return datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def loggedRecord(record: ConnectionRecord, now: float) -> LoggedRecord:
+    """
+    Build what is written of a connection that has ended.
+
+    @param now: The time, in seconds since the epoch.
+    """
+    return LoggedRecord(
         {
-            "time": datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds"),
+            "time": formatTime(now),
             "id": record.id,
             "listener": record.listener,
             **({} if record.worker is None else {"worker": record.worker}),
@@ -63,7 +82,7 @@ class AccessLogStream(Service):
         """
         Write the record of a connection that has ended.
         """
-        _log.info("{record}", record=formatRecord(record, self._time()))
+        _log.info("{record}", record=loggedRecord(record, self._time()))
 
     def reopen(self) -> None:
         """
@@ -194,7 +213,7 @@ class AccessLogFile(Service):
         Write the record of a connection that has ended.
         """
         try:
-            self._write(formatRecord(record, self._time()).encode() + b"\n")
+            self._write(f"{loggedRecord(record, self._time())}\n".encode())
         except OSError as error:
             reason = str(error.strerror)
             self._throttle(reason, partial(self._complain, reason))

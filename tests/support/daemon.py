@@ -21,6 +21,7 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 TWISTD = str(SCRIPTS / "twistd")
 TWIST = str(SCRIPTS / "twist")
 FOREGROUND = (TWISTD, "-n")
+COMMAND = (str(SCRIPTS / "kvserver"),)
 
 PATIENCE = 20.0
 """
