@@ -11,7 +11,10 @@ from twisted.python.failure import Failure
 
 from kvserver.operations.accesslog import formatTime
 
-_HIDDEN = ("format", "isError", "message", "printed", "system", "time", "level", "logger")
+_HIDDEN = (
+    *("format", "isError", "printed", "system"),
+    *("time", "level", "logger", "message", "traceback"),
+)
 """
 Fields that are left out: those that Twisted's older log module adds, and those whose names are
 taken.

@@ -57,8 +57,9 @@ class Terminal:
 
     def stop(self) -> None:
         """
-        Look no more.
+        Look no more. From now on, nothing is a hang-up.
         """
+        self._lastSeen = None
         if self._nextLook is not None:
             self._nextLook.cancel()
             self._nextLook = None

@@ -107,7 +107,7 @@ def test_reported() -> None:
         pair.reset()
         server.turn()
     (event,) = logs
-    said = json.loads(event["record"])
+    said = event["record"]
     assert (said["lines"], said["bytes_in"], said["reason"]) == (2, 5, "reset")
     assert 4 < said["bytes_out"] == pair.record.sent < 4 + len(PLENTY)
     assert (said["id"], said["peer"], said["seconds"]) == (1, "192.0.2.1:1024", 1.5)
@@ -132,7 +132,7 @@ def test_toLog() -> None:
         AccessLogStream(now).reopen()
     (event,) = logs
     assert event["log_level"] == LogLevel.info
-    assert json.loads(event["record"])["id"] == 1
+    assert event["record"]["id"] == 1
 
 
 class File:
