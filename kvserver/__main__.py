@@ -7,14 +7,12 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 import twisted
 from twisted.application.app import startApplication
 from twisted.application.service import Application, IService
 from twisted.logger import (
-    FileLogObserver,
     FilteringLogObserver,
     InvalidLogLevelError,
     Logger,
@@ -27,16 +25,10 @@ from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from kvserver import __version__
-from kvserver.operations.jsonlog import jsonLogObserver
 from kvserver.supervision.signals import processSignals
 from kvserver.tap import Options, makeService
 
 _log = Logger(namespace="kvserver")
-
-_OBSERVERS: dict[str, Callable[[TextIO], FileLogObserver]] = {
-    "text": textFileLogObserver,
-    "json": jsonLogObserver,
-}
 
 
 class CommandOptions(Options):
@@ -61,7 +53,7 @@ class CommandOptions(Options):
         """
         The log on standard output: text, or JSON, an object on each line. [default: text]
         """
-        if name not in _OBSERVERS:
+        if name not in ("text", "json"):
             raise UsageError(f"--log-format: {name!r} is not text or json")
         self["log-format"] = name
 
@@ -80,7 +72,13 @@ class CommandOptions(Options):
         """
         Log from now on, what has been logged before at first.
         """
-        observer = _OBSERVERS[self["log-format"]](self._log["logFile"])
+        stream = self._log["logFile"]
+        if self["log-format"] == "json":
+            from kvserver.operations.jsonlog import jsonLogObserver
+
+            observer = jsonLogObserver(stream)
+        else:
+            observer = textFileLogObserver(stream)
         levels = LogLevelFilterPredicate(defaultLogLevel=self._log["logLevel"])
         globalLogBeginner.beginLoggingTo([FilteringLogObserver(observer, [levels])])
 

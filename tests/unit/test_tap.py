@@ -235,17 +235,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith(f"kvserver {__version__} (Twisted ")
 
 
-def test_help() -> None:
-    """
-    The help has each option, what it does without it, and examples on lines of their own.
-    """
-    usage = str(parse())
-    for text in "--port=", "--interface=", "[default: $PORT, else 4040]", "[default: all]":
-        assert text in " ".join(usage.split())
-    assert "\n  telnet 127.0.0.1 4040 " in usage
-    assert max(map(len, usage.splitlines())) <= 80
-
-
 def test_tree() -> None:
     """
     The tree is the one of the guide: a supervisor, the connections, the listener. The connections
