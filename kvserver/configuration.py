@@ -14,7 +14,7 @@ from twisted.python.usage import UsageError
 from kvserver.connections.limits import Limits, maxConnectionsAllowed
 from kvserver.interfaces import IBinding
 from kvserver.listening.bindings import TCPBinding
-from kvserver.listening.endpoints import parseEndpoint, parseInterface
+from kvserver.listening.endpoints import parseInterface, parseLocalEndpoint
 from kvserver.listening.inherited import NotPassed, unusedSockets
 from kvserver.listening.specification import ListenerSpec, parseDescription
 from kvserver.operations.notify import NotifySocket
@@ -283,11 +283,11 @@ def _operations(
         import kvserver.operations.site  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f"--metrics: needs more than is installed ({error}): pip install 'kvserver[metrics]'"
+            f"--metrics: needs more than is installed ({error}): pip install '.[metrics]'"
         ) from None
     if description.startswith(("tls:", "proxy:")):
         raise UsageError(f"--metrics: {description!r}: tls: and proxy: are for --listen alone")
-    binding = _parse("--metrics", parseEndpoint, description, environment)
+    binding = _parse("--metrics", parseLocalEndpoint, description, environment)
     for spec in listeners:
         if binding.conflictsWith(spec.binding):
             raise UsageError(f"--metrics: {description!r}: {spec.name} has that address")

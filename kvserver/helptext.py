@@ -46,8 +46,8 @@ such as one that another plugin adds, goes to the last.
 _REST = """
 TIME is in seconds, with a fraction or a unit if you like: 1.5, 30s, 5m, 1h.
 DESCRIPTION is a Twisted endpoint, as tcp:4040:interface=127.0.0.1 or
-unix:/run/echo.sock, for --listen also after tls:, proxy: or proxy:tls:. A colon
-inside a value is escaped: tcp:4040:interface=\\:\\:1.
+unix:/run/echo.sock, for --listen also after tls:, proxy: or proxy:tls:. In a
+value colons are escaped, in quotes: 'tcp:4040:interface=\\:\\:1'.
 
 Environment:
   PORT        The default of --port.

@@ -17,7 +17,7 @@ from twisted.logger import Logger, LogLevel
 from kvserver.connections.addresses import formatAddress
 from kvserver.connections.record import ConnectionRecord
 from kvserver.connections.throttle import REPEATED, LogThrottle
-from kvserver.operations.logfile import openLog
+from kvserver.operations.logfile import newWriter, openLog
 from kvserver.supervision.supervisor import CannotStart
 
 _log = Logger(namespace="kvserver.accesslog")
@@ -122,6 +122,7 @@ class AccessLogFile(Service):
         self._time = time
         self._throttle = LogThrottle(reactor)
         self._file = -1
+        self._put: Callable[[bytes], int]
         # Whether the file at the path must still be opened.
         self._isDue = False
         self._endsInPartialLine = False
@@ -185,6 +186,7 @@ class AccessLogFile(Service):
         opened = openLog(self._path)
         self._close()
         self._file = opened
+        self._put = newWriter(opened)
         self._isDue = False
         self._endsInPartialLine = _endsInPartialLine(opened)
 
@@ -241,7 +243,7 @@ class AccessLogFile(Service):
         place = 0
         try:
             while place < len(data):
-                place += os.write(self._file, data[place:])
+                place += self._put(data[place:])
         finally:
             if place:
                 self._endsInPartialLine = data[place - 1 : place] != b"\n"

@@ -27,7 +27,7 @@ from tests.support.daemon import (
 )
 from tests.support.wires import Authority, TLSClient
 
-LOST = b"messages of this log could not be written, and are lost"
+LOST = b"of this log, which could not be written"
 
 
 class Unread:

@@ -477,7 +477,7 @@ def test_withoutMetrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "kvserver.operations.site", raising=False)
-    with pytest.raises(UsageError, match=r"pip install 'kvserver\[metrics\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[metrics\]'"):
         parse("--metrics=tcp:0")
 
 
