@@ -37,11 +37,14 @@ def shipped(checkout: Path) -> set[str]:
     What of a checkout belongs into the wheel.
     """
     found = (*(checkout / "kvserver").rglob("*.py"), *(checkout / "twisted").rglob("*.py"))
+    manual = checkout / "kvserver/manual"
     units = (checkout / "kvserver/operations/units").iterdir()
     return {
         "kvserver/py.typed",
         *(str(path.relative_to(checkout)) for path in found),
         *(f"lib/systemd/system/{unit.name}" for unit in units),
+        *(str(path.relative_to(checkout)) for path in manual.glob("*.rst")),
+        *(f"share/man/man1/{page.name}" for page in manual.glob("*.1")),
     }
 
 
