@@ -117,10 +117,13 @@ class ProcessSignals:
                 self._wrapped.append(number)
 
     def _end(self, handler: Handler, number: int, frame: FrameType | None) -> None:
-        self.endedBy = number
-        # The next signal may arrive before the reactor has even begun to stop.
+        # The next signal may arrive before the reactor has even begun to stop, or right here.
+        isFirst, self.endedBy = self.endedBy is None, self.endedBy or number
         self._installSecondSignal()
-        handler(number, frame)
+        if isFirst:
+            handler(number, frame)
+        else:
+            self._onSecondSignal(number, frame)
 
     def _installSecondSignal(self) -> None:
         for number in self._wrapped:

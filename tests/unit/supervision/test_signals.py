@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.testing import MemoryReactorClock
 
 from kvserver.supervision.process import useMonotonicClock
@@ -17,7 +18,19 @@ from kvserver.supervision.terminal import Terminal
 class Reactor(MemoryReactorClock):
     """
     Calls at once what a thread, or a signal, leaves it to call.
+
+    @ivar isStopped: Whether it has been told to stop.
     """
+
+    isStopped = False
+
+    def stop(self) -> None:
+        """
+        Stop. As with Twisted's, that can be done once.
+        """
+        if self.isStopped:
+            raise ReactorNotRunning
+        self.isStopped = True
 
     def callFromThread(self, f, *args):  # type: ignore
         """
@@ -145,11 +158,11 @@ def test_terminalHangsUp(harness: Harness) -> None:
     harness.hasTerminal = True
     harness.run()
     assert harness.get(signal.SIGHUP)[-1] == "reload 2"
-    assert not harness.reactor.hasStopped
+    assert not harness.reactor.isStopped
     harness.hasTerminal = False
     harness.happened.clear()
     assert harness.get(signal.SIGHUP, signal.SIGHUP) == []
-    assert harness.reactor.hasStopped
+    assert harness.reactor.isStopped
 
 
 def test_noHangUp(harness: Harness) -> None:
@@ -161,7 +174,7 @@ def test_noHangUp(harness: Harness) -> None:
     harness.run()
     harness.hasTerminal = False
     assert harness.get(signal.SIGHUP)[-1] == "reload 2"
-    assert not harness.reactor.hasStopped
+    assert not harness.reactor.isStopped
 
 
 def test_nothingIsLeft(harness: Harness) -> None:
@@ -197,6 +210,19 @@ def test_secondSignal(harness: Harness, first: int, second: int) -> None:
     assert harness.get(first, second) == ["stop", "abort", "abort 2"]
     harness.stop()
     assert harness.get(second) == ["stop", *["abort", "abort 2"] * 2]
+
+
+def test_secondSignalInTheFirst(harness: Harness) -> None:
+    """
+    The next one may come even before the first one has changed the handlers, as when it is sent to
+    a process, and to the group of the process.
+    """
+    harness.run()
+    handler = signal.getsignal(signal.SIGTERM)
+    assert callable(handler)
+    for _ in range(2):
+        handler(signal.SIGTERM, None)
+    assert harness.happened == ["stop", "abort", "abort 2"]
 
 
 def test_signalAfterAnotherStop(harness: Harness) -> None:
