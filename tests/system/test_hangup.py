@@ -14,8 +14,8 @@ import pytest
 from tests.support.clients import ask, connect, program, receive
 from tests.support.daemon import (
     COMMAND,
-    FOREGROUND,
     PATIENCE,
+    STARTS,
     TWISTD,
     environment,
     quietPort,
@@ -35,9 +35,7 @@ def terminal() -> Iterator[list[int]]:
         os.close(end)
 
 
-@pytest.mark.parametrize(
-    "command", [COMMAND, (*FOREGROUND, "kvserver")], ids=["kvserver", "twistd"]
-)
+@pytest.mark.parametrize("command", STARTS)
 def test_foreground(tmp_path: Path, terminal: list[int], command: tuple[str, ...]) -> None:
     """
     In the foreground, a HUP that somebody sends reloads; when the terminal goes away, the daemon
