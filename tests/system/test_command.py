@@ -32,7 +32,7 @@ def test_json(tmp_path: Path) -> None:
             assert daemon.stop(signal.SIGTERM) == -signal.SIGTERM
         assert os.listdir(tmp_path) == [daemon.log.name]
         events = [json.loads(line) for line in daemon.log.read_text().splitlines()]
-    assert [event["message"].split()[0] for event in events[:2]] == ["kvserver", "Accepting"]
+    assert events[0]["message"].startswith("kvserver ")
     records = [event["record"] for event in events if "record" in event]
     assert [record["reason"] for record in records][1:] == ["client_closed", "aborted"]
     assert {"debug", "info", "warn"} == {event["level"] for event in events}
@@ -57,7 +57,7 @@ def test_workers(tmp_path: Path) -> None:
     """
     options = ("--port=0", "--workers=2", "--log-format=json")
     with Daemon(tmp_path, *options, command=COMMAND, name="") as daemon:
-        first, _ = daemon.workers()
+        first, *_ = daemon.workers()
         os.kill(first, signal.SIGABRT)
         daemon.waitForLog("SIGABRT")
         assert daemon.stop() == -signal.SIGTERM
