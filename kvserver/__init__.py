@@ -3,9 +3,11 @@ A TCP line echo daemon, as a Twisted plugin: C{twistd -n kvserver --port 4040}.
 
 The map, from the command line down. Imports run downwards only::
 
+    __main__       the command kvserver: the daemon in the foreground
     tap            the command line: Options and makeService, where twistd looks for them
     tree           assembles the service tree from a configuration
     configuration  the checked, frozen values that the tree is built from
+    helptext       the text of --help
     operations/    the access log, metrics, health, and the notifications to the service manager
     listening/     the grammar of --listen, the sockets listened on, the listener, PROXY headers
     workers/       the pool of worker processes, and what runs in one

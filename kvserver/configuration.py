@@ -2,6 +2,7 @@
 The checked, frozen values that the service tree is built from. Nothing is opened here.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -13,7 +14,7 @@ from twisted.python.usage import UsageError
 from kvserver.connections.limits import Limits, maxConnectionsAllowed
 from kvserver.interfaces import IBinding
 from kvserver.listening.bindings import TCPBinding
-from kvserver.listening.endpoints import parseEndpoint, parseInterface
+from kvserver.listening.endpoints import parseInterface, parseLocalEndpoint
 from kvserver.listening.inherited import NotPassed, unusedSockets
 from kvserver.listening.specification import ListenerSpec, parseDescription
 from kvserver.operations.notify import NotifySocket
@@ -33,6 +34,11 @@ The networks that may send a PROXY header by default.
 MAX_SECONDS = 10**9
 """
 The upper bound of every time-out, in seconds: 31 years, more than any time-out needs.
+"""
+
+SECONDS_PER_UNIT = {"": 1, "s": 1, "m": 60, "h": 3600}
+"""
+The units that a time on the command line may have.
 """
 
 DESCRIPTORS_PER_WORKER = 8
@@ -109,7 +115,7 @@ class Configuration:
     operations: IBinding | None = None
     notifySocket: NotifySocket | None = None
     workers: int | None = None
-    replaceTimeout: int = 0
+    replaceTimeout: float = 0
 
 
 def configure(
@@ -206,9 +212,9 @@ def _limits(options: Mapping[str, Any]) -> Limits:
     return Limits(
         maxConnections=number("max-connections", connections, 0, most),
         maxPerSource=number("max-connections-per-source", connections, 0, most),
-        idleTimeout=number("idle-timeout", "a number of seconds", 0, MAX_SECONDS),
-        writeTimeout=number("write-timeout", "a number of seconds", 1, MAX_SECONDS),
-        drainTimeout=number("drain-timeout", "a number of seconds", 1, MAX_SECONDS),
+        idleTimeout=_seconds("--idle-timeout", options["idle-timeout"], 0),
+        writeTimeout=_seconds("--write-timeout", options["write-timeout"], 1),
+        drainTimeout=_seconds("--drain-timeout", options["drain-timeout"], 1),
     )
 
 
@@ -226,13 +232,13 @@ def _workers(value: str | None) -> int | None:
     return count
 
 
-def _replaceTimeout(options: Mapping[str, Any]) -> int:
+def _replaceTimeout(options: Mapping[str, Any]) -> float:
     value = options["replace-timeout"]
     if value is None:
         return 0
     if options["workers"] is None:
         raise UsageError("--replace-timeout: there are no --workers")
-    return _number("--replace-timeout", value, "a number of seconds", 0, MAX_SECONDS)
+    return _seconds("--replace-timeout", value, 0)
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
@@ -277,11 +283,11 @@ def _operations(
         import kvserver.operations.site  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f"--metrics: needs more than is installed ({error}): pip install 'kvserver[metrics]'"
+            f"--metrics: needs more than is installed ({error}): pip install '.[metrics]'"
         ) from None
     if description.startswith(("tls:", "proxy:")):
         raise UsageError(f"--metrics: {description!r}: tls: and proxy: are for --listen alone")
-    binding = _parse("--metrics", parseEndpoint, description, environment)
+    binding = _parse("--metrics", parseLocalEndpoint, description, environment)
     for spec in listeners:
         if binding.conflictsWith(spec.binding):
             raise UsageError(f"--metrics: {description!r}: {spec.name} has that address")
@@ -295,6 +301,19 @@ def _number(option: str, value: str, kind: str, least: int, greatest: int) -> in
         if least <= number <= greatest:
             return number
     raise UsageError(f"{option}: {value!r} is not {kind} from {least} to {greatest}")
+
+
+def _seconds(option: str, value: str, least: int) -> float:
+    match = re.fullmatch(r"([0-9]{1,10}(?:\.[0-9]{1,6})?)([smh]?)", value)
+    if match:
+        seconds = float(match[1]) * SECONDS_PER_UNIT[match[2]]
+        if least <= seconds <= MAX_SECONDS:
+            # A whole number is logged as one.
+            return int(seconds) if seconds.is_integer() else seconds
+    raise UsageError(
+        f"{option}: {value!r} is not a number of seconds from {least} to {MAX_SECONDS}, "
+        "as 30, 1.5, 30s, 5m or 1h"
+    )
 
 
 def _port(option: str, value: str) -> int:

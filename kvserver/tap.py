@@ -2,6 +2,7 @@
 The command line of the plugin. C{twistd} looks here for L{Options} and L{makeService}.
 """
 
+import getopt
 import os
 import platform
 import sys
@@ -19,6 +20,7 @@ if sys.platform != "linux":
 
 from kvserver import __version__
 from kvserver.configuration import DEFAULT_PORT, Configuration, configure
+from kvserver.helptext import formatHelp
 from kvserver.listening import inherited
 from kvserver.operations import notify
 from kvserver.operations.logstream import protectLog
@@ -71,32 +73,34 @@ class Options(UsageOptions):
             None,
             "0",
             "Stop accepting at N connections; further clients wait in the backlog until one ends. "
-            "0: as many as the limit of file descriptors allows.",
+            "[default: 0, as many as the limit of file descriptors allows]",
         ],
         [
             "max-connections-per-source",
             None,
             "0",
-            "Close a new connection from an address (IPv6: a /64) that already has N. 0: no limit.",
+            "Close a new connection from an address (IPv6: a /64) that already has N. "
+            "[default: 0, no limit]",
         ],
         [
             "idle-timeout",
             None,
             "0",
-            "Seconds without a byte in either direction after which a connection is closed. "
-            "0: never.",
+            "Close a connection after this time without a byte in either direction. "
+            "[default: 0, never]",
         ],
         [
             "write-timeout",
             None,
             "60",
-            "Reset a client that leaves its echo unread for so many seconds.",
+            "Reset a client that leaves its echo unread for this time. [default: 60]",
         ],
         [
             "drain-timeout",
             None,
             "15",
-            "Grace period of a stop, in seconds: then connections that are still busy are reset.",
+            "How long a stop waits for connections to come to rest. Then those that are still busy "
+            "are reset. [default: 15]",
         ],
         [
             "access-log",
@@ -108,13 +112,14 @@ class Options(UsageOptions):
             "workers",
             None,
             None,
-            "Serve from this many processes; auto: one for each CPU. [default: this process alone]",
+            "Serve from this many processes; auto: one for each CPU. "
+            "[default: one process, without workers]",
         ],
         [
             "replace-timeout",
             None,
             None,
-            "Seconds that a worker which USR2 has replaced waits for its last connections; then it "
+            "How long a worker that USR2 has replaced waits for its last connections before it "
             "drains. [default: 0, for ever]",
         ],
         [
@@ -132,23 +137,10 @@ class Options(UsageOptions):
         ],
     ]
     longdesc = (
-        "A TCP line echo daemon: each line comes back when it is complete, byte for byte. "
-        "With twistd -n there is no pid file, unless --pidfile of twistd names one."
+        "A TCP line echo daemon: each line comes back when it is complete, byte for byte. The same "
+        "options follow kvserver, twistd -n kvserver (in the foreground), twistd kvserver (as a "
+        "daemon) and twist kvserver."
     )
-    examples = """
-Examples:
-  twistd -n kvserver                        in the foreground; ^C stops it
-  twistd -n kvserver -p 4041 -i 127.0.0.1   for clients on this host only
-  PORT=4041 twistd -n kvserver              the port from the environment
-  twistd --pidfile=/run/kvserver.pid --logfile=/var/log/kvserver.log kvserver
-                                            as a daemon
-  twistd -n kvserver -l unix:/tmp/echo.sock -l tls:tcp:4443
-      --tls-certificate=server.pem --tls-private-key=server.key
-                                            a UNIX socket, and TLS
-  twistd -n kvserver -l proxy:tcp:4041 --proxy-trusted=192.0.2.0/24
-                                            behind a balancer
-  telnet 127.0.0.1 4040                     talk to it
-"""
 
     configuration: Configuration
     served: ClassVar[str] = "kvserver.echo.factory.EchoFactory"
@@ -158,34 +150,45 @@ Examples:
 
     def __init__(self) -> None:
         super().__init__()
+        # getopt takes --prot for --protocol, until a version has another option that begins so. It
+        # can't if there are always two.
+        self.longOpt *= 2
         self["listen"] = []
         self["proxy-trusted"] = []
 
     def getUsage(self, width: int | None = None) -> str:
         """
-        Return the text of C{--help}. The examples keep their lines: Twisted would wrap them anew.
+        Return the text of C{--help}.
         """
-        return super().getUsage(width) + self.examples
+        return formatHelp(self, self.longdesc)
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
         Parse the command line.
 
-        @raise UsageError: The command line is wrong, and is not that of C{twistd} or C{twist}.
+        @raise UsageError: The command line is wrong, and is not that of a command.
 
-        @raise SystemExit: The command line of C{twistd} or C{twist} is wrong. The one line is on
-            standard error, and the status is 64, so that a service manager does not try again. For
-            a C{UsageError} they would print that line below their whole usage, and exit with
-            different statuses: C{twist} with 64, C{twistd} of Twisted 26.10 with 1, and older ones
-            with 0, as if all were well.
+        @raise SystemExit: The command line of C{kvserver}, C{twistd} or C{twist} is wrong. The one
+            line is on standard error, and the status is 64, so that a service manager does not try
+            again. For a C{UsageError} the last two would print that line below their whole usage,
+            and exit with different statuses: C{twist} with 64, C{twistd} of Twisted 26.10 with 1,
+            and older ones with 0, as if all were well.
         """
         try:
-            super().parseOptions(options)
+            try:
+                super().parseOptions(options)
+            except UsageError as error:
+                if not isinstance(error.__context__, getopt.error):
+                    raise
+                reason = str(error).replace("not a unique prefix", "not recognized")
+                raise UsageError(f"{reason}: try --help") from error
         except UsageError as error:
             if self.parent is None:
                 raise
             print(f"kvserver: {error}", file=sys.stderr)
             raise SystemExit(os.EX_USAGE) from error
+
+    opt_h = UsageOptions.opt_help
 
     def opt_listen(self, description: str) -> None:
         """
@@ -216,7 +219,9 @@ Examples:
         @raise UsageError: There is an argument.
         """
         if args:
-            raise UsageError(f"unexpected argument {args[0]!r}: kvserver takes options only")
+            raise UsageError(
+                f"unexpected argument {args[0]!r}: kvserver takes options only: try --help"
+            )
 
     def postOptions(self) -> None:
         """
@@ -249,6 +254,7 @@ def makeService(options: Options, reactor: Any = None) -> Supervisor:
     inherited.forgetEnvironment(os.environ)
     notify.forgetEnvironment(os.environ)
     if options.parent is not None:
+        # A command runs it, and logs somewhere.
         protectLog(options.parent, reactor)
     # twistd has no log levels, and would always show the debug messages.
     verbose = options.parent is not None and options.parent.get("logLevel") is LogLevel.debug

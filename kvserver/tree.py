@@ -106,7 +106,8 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
 
     def status() -> str:
         done = f", {connections.counts()[0]} {connections.unit} served" if connections.unit else ""
-        return f"{len(connections)} connections{done}"
+        count = len(connections)
+        return f"{count} {'connection' if count == 1 else 'connections'}{done}"
 
     notifier = Notifier(
         reactor,
@@ -187,10 +188,13 @@ def _workers(pool: Pool, count: int, reactor: Any) -> list[ChildSpec]:
         # Whoever waits for the workers must not take this for their being ready.
         return Deferred()
 
-    _log.info("Serving from {count} worker processes", count=count)
+    what = "1 worker process" if count == 1 else "{count} worker processes"
+    _log.info(f"Serving from {what}", count=count)
     cpus = available()
     if count > WORKERS_PER_CPU * cpus:
-        _log.warn("--workers: {count} are many for {cpus} CPUs", count=count, cpus=cpus)
+        _log.warn(
+            "--workers: {count} are many for the number of CPUs, {cpus}", count=count, cpus=cpus
+        )
     pool.ready.addErrback(cannotStart)
     return [worker(number) for number in range(1, count + 1)]
 

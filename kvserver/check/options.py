@@ -25,7 +25,7 @@ examples:
       until Ctrl-C: what does a failover or a restart cost?
 
 exit status: 0 all well; 1 the path broke a rule, or lost something; 2 wrong usage, or no
-connection; 3 --max-p99 was exceeded. README.rst has the fields of --json.
+connection; 3 --max-p99 was exceeded. The fields of --json: man kvcheck.
 """
 
 

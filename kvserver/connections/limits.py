@@ -39,6 +39,6 @@ class Limits:
 
     maxConnections: int = 0
     maxPerSource: int = 0
-    idleTimeout: int = 0
-    writeTimeout: int = 60
-    drainTimeout: int = 15
+    idleTimeout: float = 0
+    writeTimeout: float = 60
+    drainTimeout: float = 15

@@ -193,7 +193,8 @@ class Connections(Service):
         return False
 
     def _logFull(self, count: int) -> None:
-        text = "{connections} connections: no more are accepted until one ends"
+        what = "1 connection" if self._maxConnections == 1 else "{connections} connections"
+        text = f"{what}: no more are accepted until one ends"
         _log.warn(text + REPEATED[count > 1], connections=self._maxConnections, count=count)
 
     def onNextEnd(self, call: Callable[[], None]) -> None:
@@ -217,7 +218,8 @@ class Connections(Service):
         if count >= limit:
             self.sourceLog.warn(
                 connection.getPeer(),
-                "{source} has {limit} connections: more are refused",
+                f"{{source}} has {'1 connection' if limit == 1 else '{limit} connections'}: "
+                "more are refused",
                 limit=limit,
             )
             return False

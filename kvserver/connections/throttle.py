@@ -36,7 +36,7 @@ The key of all events that are not throttled separately.
 
 
 def _logMore(count: int) -> None:
-    _log.warn("{count} messages of further sources or reasons are not logged", count=count)
+    _log.warn("Not logged, messages of further sources or reasons: {count}", count=count)
 
 
 class LogThrottle:

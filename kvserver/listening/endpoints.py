@@ -5,6 +5,7 @@ Parses endpoint descriptions, which say where to listen.
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from ipaddress import IPv6Address as IPv6
 from ipaddress import ip_address
 from typing import Any
@@ -17,9 +18,17 @@ from kvserver.listening.sockets import BACKLOG, reasonOf
 
 _MAX_BACKLOG = 65535
 
+_BARE_IPV6 = re.compile(r"(interface=)([0-9A-Fa-f]*:[0-9A-Fa-f:.]*[0-9A-Fa-f:])(?=:\w+=|$)")
+"""
+An IPv6 address whose colons are not escaped.
+"""
+
 
 def parseEndpoint(
-    description: str, environment: Mapping[str, str] = os.environ, reactor: Any = None
+    description: str,
+    environment: Mapping[str, str] = os.environ,
+    reactor: Any = None,
+    interface: str = "",
 ) -> IBinding:
     """
     Parse a server endpoint description. Its grammar, and the names and the order of its arguments,
@@ -29,6 +38,9 @@ def parseEndpoint(
         manager has passed.
 
     @param reactor: The reactor for an endpoint that is not ours; by default the global one.
+
+    @param interface: The interface to suggest, if what is given is no endpoint but a port. Empty:
+        all.
 
     @raise NotPassed: The service manager has not passed the socket. The message says which ones it
         has passed.
@@ -41,7 +53,7 @@ def parseEndpoint(
     if kind in _USE_A_LAYER:
         raise ValueError(f"{kind}: is {_USE_A_LAYER[kind]} here")
     if kind not in _GRAMMAR:
-        return _endpoint(description, reactor)
+        return _endpoint(description, reactor, interface)
     names, build = _GRAMMAR[kind]
     # Arguments without a key get one by their position, as in a Python call.
     arguments = dict(zip(names, positional, strict=False))
@@ -51,36 +63,50 @@ def parseEndpoint(
             unknown.append(f"{key}={value}")
         arguments[key] = value
     if unknown:
+        hint = r"inside a value write \: for a colon, \= for an equals sign"
+        if match := _BARE_IPV6.search(description):
+            meant = f"{match[1]}{escape(match[2])}"
+            hint = f"in a value colons are escaped: write '{meant}', in quotes"
         raise ValueError(
-            f"{kind}: takes {', '.join(names)}, each once, and no {unknown[0]!r} "
-            r"(inside a value write \: for a colon, \= for an equals sign)"
+            f"{kind}: takes {', '.join(names)}, each once, and no {unknown[0]!r} ({hint})"
         )
     return build(arguments, environment)
 
 
-def _endpoint(description: str, reactor: Any) -> EndpointBinding:
+parseLocalEndpoint = partial(parseEndpoint, interface="127.0.0.1")
+"""
+Parses the description of an endpoint for which a loopback address is a good choice.
+"""
+
+
+def _endpoint(description: str, reactor: Any, interface: str) -> EndpointBinding:
     try:
         return EndpointBinding(description, reactor)
     except Exception as error:
-        meant = _meant(description)
+        meant = _meant(description, interface)
         reason = f"instead of {description!r} write {meant}" if meant else reasonOf(error)
         raise ValueError(f"not an endpoint: {reason}") from error
 
 
-def _meant(description: str) -> str | None:
+def _meant(description: str, interface: str) -> str | None:
     """
     Guess the endpoint description that was meant; None if it could be anything.
+
+    @param interface: The interface that was meant if there is only a port. Empty: all.
     """
     if description.startswith("/"):
         return f"unix:{escape(description)}"
     host, _, port = description.rpartition(":")
     try:
         _portNumber(port)
-        if host in ("", "*"):
-            return f"tcp:{port}"
-        interface = parseInterface(host.removeprefix("[").removesuffix("]"))
+        if host == "*":
+            interface = ""
+        elif host:
+            interface = parseInterface(host.removeprefix("[").removesuffix("]"))
     except ValueError:
         return None
+    if not interface:
+        return f"tcp:{port}"
     return f"tcp:{port}:interface={escape(interface)}"
 
 

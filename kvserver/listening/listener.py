@@ -316,7 +316,7 @@ class Listener(Service):
             self._calm = self._reactor.callLater(RECOVERY_PERIOD, self._recovered)
 
     def _recovered(self) -> None:
-        _log.info("Accepting again, after {count} failures", count=self._refusals)
+        _log.info("Accepting again, after a number of failures: {count}", count=self._refusals)
         self._refusals = 0
 
     def _resume(self) -> None:

@@ -17,21 +17,40 @@ from twisted.logger import Logger, LogLevel
 from kvserver.connections.addresses import formatAddress
 from kvserver.connections.record import ConnectionRecord
 from kvserver.connections.throttle import REPEATED, LogThrottle
-from kvserver.operations.logfile import openLog
+from kvserver.operations.logfile import newWriter, openLog
 from kvserver.supervision.supervisor import CannotStart
 
 _log = Logger(namespace="kvserver.accesslog")
 
 
-def formatRecord(record: ConnectionRecord, now: float) -> str:
+class LoggedRecord(dict[str, Any]):
     """
-    Format the record of a connection that has ended.
+    The record of a connection that has ended. As text it is JSON. A log that is JSON itself takes
+    it as the object that it is.
+    """
+
+    def __str__(self) -> str:
+        return json.dumps(self)
+
+
+def formatTime(now: float) -> str:
+    """
+    Format a time as logs have it: RFC 3339, in UTC, with milliseconds.
 
     @param now: The time, in seconds since the epoch.
     """
-    return json.dumps(
+    return datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def loggedRecord(record: ConnectionRecord, now: float) -> LoggedRecord:
+    """
+    Build what is written of a connection that has ended.
+
+    @param now: The time, in seconds since the epoch.
+    """
+    return LoggedRecord(
         {
-            "time": datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds"),
+            "time": formatTime(now),
             "id": record.id,
             "listener": record.listener,
             **({} if record.worker is None else {"worker": record.worker}),
@@ -63,7 +82,7 @@ class AccessLogStream(Service):
         """
         Write the record of a connection that has ended.
         """
-        _log.info("{record}", record=formatRecord(record, self._time()))
+        _log.info("{record}", record=loggedRecord(record, self._time()))
 
     def reopen(self) -> None:
         """
@@ -103,6 +122,7 @@ class AccessLogFile(Service):
         self._time = time
         self._throttle = LogThrottle(reactor)
         self._file = -1
+        self._put: Callable[[bytes], int]
         # Whether the file at the path must still be opened.
         self._isDue = False
         self._endsInPartialLine = False
@@ -166,6 +186,7 @@ class AccessLogFile(Service):
         opened = openLog(self._path)
         self._close()
         self._file = opened
+        self._put = newWriter(opened)
         self._isDue = False
         self._endsInPartialLine = _endsInPartialLine(opened)
 
@@ -194,7 +215,7 @@ class AccessLogFile(Service):
         Write the record of a connection that has ended.
         """
         try:
-            self._write(formatRecord(record, self._time()).encode() + b"\n")
+            self._write(f"{loggedRecord(record, self._time())}\n".encode())
         except OSError as error:
             reason = str(error.strerror)
             self._throttle(reason, partial(self._complain, reason))
@@ -222,7 +243,7 @@ class AccessLogFile(Service):
         place = 0
         try:
             while place < len(data):
-                place += os.write(self._file, data[place:])
+                place += self._put(data[place:])
         finally:
             if place:
                 self._endsInPartialLine = data[place - 1 : place] != b"\n"

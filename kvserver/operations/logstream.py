@@ -169,9 +169,8 @@ class LogStream(io.TextIOBase):
         count, self.lost = self.lost, 0
         self._isTelling = True
         try:
-            _log.error(
-                "{count} messages of this log could not be written, and are lost", count=count
-            )
+            what = "1 message" if count == 1 else "{count} messages"
+            _log.error(f"Lost {what} of this log, which could not be written", count=count)
         finally:
             self._isTelling = False
             if self.lost:

@@ -5,13 +5,17 @@ service trees in it share their handlers.
 
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from types import FrameType
 from typing import Any
 
 from twisted.application.service import Service
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger, LogLevel
+
+from kvserver.supervision.terminal import Terminal
 
 _log = Logger(namespace="kvserver.process.Signals")
 
@@ -53,10 +57,13 @@ class ProcessSignals:
     The signal handlers of the process. They act on all service trees that run in it.
 
     HUP reloads each tree, USR2 replaces its workers. The reactor itself handles the first TERM or
-    INT: it stops the services. A second one aborts the drain of each tree.
+    INT: it stops the services. A second one aborts the drain of each tree. The HUP of a terminal
+    that goes away stops the reactor, too.
 
-    If INT is ignored at the start, as in a background job of a shell, it stays ignored. HUP reloads
-    even then, as under nohup(1): its default would end the process.
+    If INT is ignored at the start, as in a background job of a shell, it stays ignored. If HUP is
+    ignored, as under nohup(1), then a hang-up of the terminal is ignored, and HUP always reloads.
+
+    @ivar endedBy: The number of the first TERM or INT; None before.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -64,23 +71,31 @@ class ProcessSignals:
         @param reactor: Provides C{IReactorCore} and C{IReactorFromThreads}: a signal may arrive at
             any moment, even in the middle of other code.
         """
+        self.endedBy: int | None = None
         self._reactor = reactor
         self._trees: list[Signals] = []
         self._wrapped: list[int] = []
         self._hangUpBefore: Handler | None = None
+        self._terminal = Terminal(reactor)
         self._areInstalled = False
+        self._ignoresHangUp = False
 
     def add(self, tree: "Signals") -> None:
         """
         Let signals act on this tree. From now on, HUP does not end the process.
         """
         self._trees.append(tree)
-        if self._areInstalled:
-            return
-        self._areInstalled = True
+        if not self._areInstalled:
+            self._areInstalled = True
+            self._install()
+        if len(self._trees) == 1 and not self._ignoresHangUp:
+            self._terminal.start()
+
+    def _install(self) -> None:
         signal.signal(signal.SIGUSR2, self._onReplace)
         before = signal.signal(signal.SIGHUP, self._hangUp)
         self._hangUpBefore = before if callable(before) else None
+        self._ignoresHangUp = before == signal.SIG_IGN
         # By then the reactor has installed its own handlers, which are wrapped.
         self._reactor.callWhenRunning(self._wrapReactorHandlers)
         # Something else may stop the reactor, too. Then the first signal aborts the drain.
@@ -91,6 +106,8 @@ class ProcessSignals:
         Signals no longer act on this tree.
         """
         self._trees.remove(tree)
+        if not self._trees:
+            self._terminal.stop()
 
     def _wrapReactorHandlers(self) -> None:
         for number in _ENDING:
@@ -100,9 +117,13 @@ class ProcessSignals:
                 self._wrapped.append(number)
 
     def _end(self, handler: Handler, number: int, frame: FrameType | None) -> None:
-        # The next signal may arrive before the reactor has even begun to stop.
+        # The next signal may arrive before the reactor has even begun to stop, or right here.
+        isFirst, self.endedBy = self.endedBy is None, self.endedBy or number
         self._installSecondSignal()
-        handler(number, frame)
+        if isFirst:
+            handler(number, frame)
+        else:
+            self._onSecondSignal(number, frame)
 
     def _installSecondSignal(self) -> None:
         for number in self._wrapped:
@@ -116,7 +137,7 @@ class ProcessSignals:
             tree.abortDrain()
 
     def _hangUp(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self._reload)
+        self._reactor.callFromThread(self._reloadOrStop)
         if self._hangUpBefore:
             self._hangUpBefore(number, frame)
 
@@ -130,7 +151,13 @@ class ProcessSignals:
             if tree.replace is not None:
                 tree.replace()
 
-    def _reload(self) -> None:
+    def _reloadOrStop(self) -> None:
+        if self._terminal.hasJustGone():
+            _log.info("The terminal has gone: stopping")
+            # A signal may have stopped the reactor already.
+            with suppress(ReactorNotRunning):
+                self._reactor.stop()
+            return
         _log.info("Received SIGHUP: reloading")
         for tree in self._trees:
             tree.reload()

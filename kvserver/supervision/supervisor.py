@@ -25,6 +25,9 @@ class CannotStart(SystemExit, Exception):
     its one line and without a traceback.
     """
 
+    # A daemon tells its shell this name and the line, cut off after 100 bytes.
+    __module__ = "kvserver"
+
 
 class RestartIntensity:
     """
@@ -132,7 +135,7 @@ class Supervisor(MultiService):
         try:
             super().privilegedStartService()
         except CannotListenError as error:
-            raise CannotStart(str(error)) from error
+            raise CannotStart(f"kvserver: {error}") from error
 
     def startService(self) -> None:
         """
@@ -143,7 +146,7 @@ class Supervisor(MultiService):
         try:
             super().startService()
         except CannotListenError as error:
-            raise CannotStart(str(error)) from error
+            raise CannotStart(f"kvserver: {error}") from error
 
     def stopService(self) -> Deferred[None]:
         """

@@ -70,7 +70,7 @@ class Pool(Service):
         served: str,
         connections: Connections,
         certificates: Certificates | None = None,
-        replaceTimeout: int = 0,
+        replaceTimeout: float = 0,
     ) -> None:
         """
         @param reactor: The reactor to run on.

@@ -36,7 +36,8 @@ class Replacement:
         if not pool.isComplete or self._numbers or pool.connections.isDraining:
             _log.warn("Received SIGUSR2: ignored, since workers are starting, changing or ending")
         elif old:
-            text = "Received SIGUSR2: ignored, replaced workers still have {count} connections"
+            what = "1 connection" if old == 1 else "{count} connections"
+            text = f"Received SIGUSR2: ignored, replaced workers still have {what}"
             _log.warn(text, count=old)
         else:
             _log.info("Received SIGUSR2: replacing the workers")

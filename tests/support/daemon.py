@@ -15,12 +15,22 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+import pytest
 from typing_extensions import Self
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 TWISTD = str(SCRIPTS / "twistd")
 TWIST = str(SCRIPTS / "twist")
 FOREGROUND = (TWISTD, "-n")
+COMMAND = (str(SCRIPTS / "kvserver"),)
+STARTS = (
+    pytest.param((*FOREGROUND, "kvserver"), id="twistd"),
+    pytest.param(COMMAND, id="kvserver"),
+    pytest.param((TWIST, "kvserver"), id="twist", marks=pytest.mark.slow),
+)
+"""
+The ways to start it in the foreground, as cases of a test.
+"""
 
 PATIENCE = 20.0
 """
@@ -136,12 +146,12 @@ class Daemon:
 
         @param answer: What it answers to C{hello}.
 
-        @param name: The name of its plugin.
+        @param name: The name of its plugin, which is empty for C{kvserver} itself.
         """
         self.log = folder / "daemon.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, name, *(options or ("--port", "0")), *_WORKERS],
+                [*command, *filter(None, [name]), *(options or ("--port", "0")), *_WORKERS],
                 cwd=folder,
                 env=env or environment(),
                 pass_fds=descriptors,
@@ -182,7 +192,7 @@ class Daemon:
         return self.descriptors() == before
 
     def _listening(self, count: int) -> list[str]:
-        said = re.compile(r"Accepting connections on (?:port )?(\S+)")
+        said = re.compile(r"Accepting connections on (?:port )?([^\s\"]+)")
         waitFor(
             lambda: (
                 len(said.findall(self.log.read_text())) >= count or self.process.poll() is not None

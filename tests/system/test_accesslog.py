@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import ask, connect, program
-from tests.support.daemon import PATIENCE, TWISTD, Daemon, waitFor
+from tests.support.daemon import COMMAND, PATIENCE, TWISTD, Daemon, environment, quietPort, waitFor
 from tests.support.readme import block
 
 NOBODY = 65534
@@ -135,13 +136,54 @@ def test_ofAnother(ofNobody: Path) -> None:
         assert daemon.logs("Traceback") == 0
 
 
-@pytest.mark.parametrize("path", ["/dev/stdout", "/proc/self/fd/1", "/dev/fd/1"])
-def test_standardOutput(tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [("pipe", "/dev/stdout"), ("file", "/proc/self/fd/1"), ("socket", "/dev/fd/1")],
+)
+def test_standardOutput(tmp_path: Path, kind: str, path: str) -> None:
     """
-    Standard output may be the access log.
+    Standard output may be the access log, whatever it is: beside the lines of the daemon's log, no
+    record is lost, and no line is overwritten or torn.
     """
-    with Daemon(tmp_path, "--port=0", f"--access-log={path}") as daemon:
-        waitFor(lambda: daemon.logs('"reason": "client_closed"'), "a record")
+    file = tmp_path / "output"
+    file.touch()
+    if kind == "pipe":
+        ours, theirs = os.pipe()
+    elif kind == "file":
+        ours, theirs = os.open(file, os.O_RDONLY), os.open(file, os.O_WRONLY)
+    else:
+        ours, theirs = (end.detach() for end in socket.socketpair())
+    port = quietPort()
+    with open(ours, "rb", buffering=0) as output:
+        process = subprocess.Popen(
+            [*COMMAND, f"--port={port}", "--log-level=debug", f"--access-log={path}"],
+            cwd=tmp_path,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+        )
+        os.close(theirs)
+        try:
+            text = b""
+            while b"Accepting" not in text:
+                text += output.read(1 << 16)
+            for _ in range(50):
+                with connect(port) as client:
+                    assert ask(client, b"hello\n") == b"hello\n"
+            process.terminate()
+            assert process.wait(PATIENCE) == -signal.SIGTERM
+            while data := output.read(1 << 16):
+                text += data
+        finally:
+            process.kill()
+            process.wait()
+    lines = text.decode().splitlines()
+    records = [json.loads(line)["id"] for line in lines if line.startswith("{")]
+    assert records == list(range(1, 51))
+    logged = [line for line in lines if re.match(r"\d{4}-.* \[.*\] .", line)]
+    assert len(records) + len(logged) == len(lines)
+    for number in records:
+        assert sum(f" Connection {number} " in line for line in logged) == 2
 
 
 def test_logrotate(tmp_path: Path) -> None:

@@ -15,10 +15,19 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import ask, connect, slow
-from tests.support.daemon import PATIENCE, TWIST, TWISTD, Daemon, environment, quietPort, waitFor
+from tests.support.daemon import (
+    COMMAND,
+    PATIENCE,
+    TWIST,
+    TWISTD,
+    Daemon,
+    environment,
+    quietPort,
+    waitFor,
+)
 from tests.support.wires import Authority, TLSClient
 
-LOST = b"messages of this log could not be written, and are lost"
+LOST = b"of this log, which could not be written"
 
 
 class Unread:
@@ -110,8 +119,12 @@ def isAnswered(port: int) -> bool:
 
 @pytest.mark.parametrize(
     "command",
-    [(TWISTD, "-n", "--pidfile="), slow((TWIST, "--log-format=text"))],
-    ids=["twistd", "twist"],
+    [
+        (TWISTD, "-n", "--pidfile=", "kvserver"),
+        slow((TWIST, "--log-format=text", "kvserver")),
+        slow(COMMAND),
+    ],
+    ids=["twistd", "twist", "kvserver"],
 )
 def test_fullOutput(tmp_path: Path, unread: Unread, command: tuple[str, ...]) -> None:
     """
@@ -119,7 +132,7 @@ def test_fullOutput(tmp_path: Path, unread: Unread, command: tuple[str, ...]) ->
     not be written is counted, and TERM is obeyed. Whoever shares that output finds it as it was.
     """
     port = quietPort()
-    options = ("kvserver", f"--port={port}", "--interface=127.0.0.1", "--access-log=-")
+    options = (f"--port={port}", "--interface=127.0.0.1", "--access-log=-")
     with started(tmp_path, unread, *command, *options) as process:
         waitFor(lambda: isAnswered(port), "it listens")
         # A record is 300 bytes long, and each of these outputs takes less than 500 of them.

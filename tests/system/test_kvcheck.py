@@ -732,7 +732,7 @@ def test_theRulesNeedNoExtra(daemon: Daemon) -> None:
     )
     for more, status, words in (
         (["--rule", "lines"], 0, "lines            ok"),
-        (["--lines", "5"], 2, "pip install 'kvserver[check]'"),
+        (["--lines", "5"], 2, "pip install '.[check]'"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", script, at(daemon.port), *more],

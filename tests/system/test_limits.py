@@ -95,7 +95,7 @@ def test_balancerIsNoClient(tmp_path: Path) -> None:
         refused = stack.enter_context(connect(int(daemon.listening[1])))
         refused.sendall(client)
         assert refused.recv(1) == b""
-        assert daemon.logs("127.0.0.1 has 1 connections: more are refused") == 1
+        assert daemon.logs("127.0.0.1 has 1 connection: more are refused") == 1
 
 
 def test_idleTimeout(tmp_path: Path) -> None:

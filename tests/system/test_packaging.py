@@ -37,6 +37,7 @@ def shipped(checkout: Path) -> set[str]:
     What of a checkout belongs into the wheel.
     """
     found = (*(checkout / "kvserver").rglob("*.py"), *(checkout / "twisted").rglob("*.py"))
+    manual = checkout / "kvserver/manual"
     units = (checkout / "kvserver/operations/units").iterdir()
     folders = checkout / "kvserver/deploy", checkout / "kvserver/manual"
     files = (path for folder in folders for path in folder.iterdir())
@@ -45,6 +46,8 @@ def shipped(checkout: Path) -> set[str]:
         *(str(path.relative_to(checkout)) for path in files),
         *(str(path.relative_to(checkout)) for path in found),
         *(f"lib/systemd/system/{unit.name}" for unit in units),
+        *(str(path.relative_to(checkout)) for path in manual.glob("*.rst")),
+        *(f"share/man/man1/{page.name}" for page in manual.glob("*.1")),
     }
 
 

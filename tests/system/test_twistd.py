@@ -17,8 +17,10 @@ import pytest
 
 from tests.support.clients import ask, connect, program, skip, slow
 from tests.support.daemon import (
+    COMMAND,
     FOREGROUND,
     PATIENCE,
+    STARTS,
     TWIST,
     TWISTD,
     Daemon,
@@ -342,13 +344,16 @@ class TestCannotStart:
         waitFor(lambda: os.listdir(folder) == [], "nothing is left behind")
         return printed
 
-    @pytest.mark.parametrize("command", [(TWISTD, "-n"), (TWISTD,), (TWIST,)])
+    @pytest.mark.parametrize(
+        "command",
+        [*STARTS, slow((TWISTD, "kvserver")), slow((sys.executable, "-m", "kvserver"))],
+    )
     def test_oneLine(self, tmp_path: Path, command: tuple[str, ...]) -> None:
         """
         However it is started, a wrong command line gets one line and nothing else.
         """
-        printed = self.fails(tmp_path, *command, "kvserver", "--prod=4040")
-        assert printed == "kvserver: option --prod not recognized\n"
+        printed = self.fails(tmp_path, *command, "--prod=4040")
+        assert printed == "kvserver: option --prod not recognized: try --help\n"
 
     def test_standardError(self, tmp_path: Path) -> None:
         """
@@ -359,7 +364,7 @@ class TestCannotStart:
             command, cwd=tmp_path, capture_output=True, timeout=PATIENCE, check=False
         )
         assert (done.returncode, done.stdout) == (os.EX_USAGE, b"")
-        assert done.stderr == b"kvserver: option --prod not recognized\n"
+        assert done.stderr == b"kvserver: option --prod not recognized: try --help\n"
 
     @pytest.mark.parametrize("value", ["", slow("x"), slow("-1"), slow("65536")])
     def test_port(self, tmp_path: Path, value: str) -> None:
@@ -412,7 +417,9 @@ class TestCannotStart:
         An argument.
         """
         printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", "4040")
-        assert printed == "kvserver: unexpected argument '4040': kvserver takes options only\n"
+        assert printed == (
+            "kvserver: unexpected argument '4040': kvserver takes options only: try --help\n"
+        )
 
     def test_notAnEndpoint(self, tmp_path: Path) -> None:
         """
@@ -433,21 +440,23 @@ class TestCannotStart:
         target.touch(0o600)
         link.symlink_to(target)
         printed = self.fails(tmp_path, TWISTD, "-n", "kvserver", f"--listen=unix:{link}", status=1)
-        assert printed.count(f"Cannot listen on {link}: There is a symbolic link") == 1
+        assert printed.count(f"kvserver: Cannot listen on {link}: There is a symbolic link") == 1
         assert link.is_symlink()
         assert target.stat().st_mode & 0o777 == 0o600
 
     @pytest.mark.parametrize(
         "command",
-        [(TWISTD, "-n"), slow((TWISTD, "--logfile=/dev/null")), slow((TWIST,))],
-        ids=["foreground", "daemonized", "twist"],
+        [*STARTS, slow((TWISTD, "--logfile=/dev/null", "kvserver"))],
     )
     def test_portInUse(self, tmp_path: Path, taken: int, command: tuple[str, ...]) -> None:
         """
         A port in use, by anybody on any address. The shell that starts a daemon is told as well.
         """
-        printed = self.fails(tmp_path, *command, "kvserver", f"--port={taken}", status=1)
-        assert printed.count(f"Cannot listen on port {taken}: Address already in use") == 1
+        printed = self.fails(tmp_path, *command, f"--port={taken}", status=1)
+        line = f"kvserver: Cannot listen on port {taken}: Address already in use"
+        assert printed.count(line) == 1
+        if command == COMMAND:
+            assert printed == f"{line}\n"
 
     def test_foreignInterface(self, tmp_path: Path) -> None:
         """
@@ -471,7 +480,7 @@ class TestCannotStart:
         assert printed.count("Cannot listen on port 1: Permission denied") == 1
 
 
-@pytest.mark.parametrize("command", [(TWISTD, "-n"), slow((TWIST,))], ids=["twistd", "twist"])
+@pytest.mark.parametrize("command", STARTS)
 def test_notLinux(tmp_path: Path, command: tuple[str, ...]) -> None:
     """
     Where there is no Linux one line says so, whatever is missing there.
@@ -487,7 +496,7 @@ def test_notLinux(tmp_path: Path, command: tuple[str, ...]) -> None:
     )
     path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = environment(PYTHONPATH=os.pathsep.join(path))
-    done = run(tmp_path, *command, "kvserver", "--port=0", env=env)
+    done = run(tmp_path, *command, "--port=0", env=env)
     assert done.stdout == "kvserver: needs Linux, and this is darwin\n"
     assert done.returncode == 1
 

@@ -7,4 +7,6 @@ and imports nothing of ours.
 
 from twisted.application.service import ServiceMaker
 
-kvserver = ServiceMaker("kvserver", "kvserver.tap", "A TCP line echo daemon.", "kvserver")
+kvserver = ServiceMaker(
+    "kvserver", "kvserver.tap", "A TCP line echo daemon. Its options follow its name.", "kvserver"
+)

@@ -4,6 +4,7 @@ Where to listen: with the kernel's own sockets, on loopback.
 
 import errno
 import os
+import re
 import socket
 import struct
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from twisted.internet.interfaces import IAddress
 
 from kvserver.connections.addresses import fromSockaddr
 from kvserver.listening.bindings import EndpointBinding, TCPBinding, UNIXBinding
-from kvserver.listening.endpoints import parseEndpoint
+from kvserver.listening.endpoints import parseEndpoint, parseLocalEndpoint
 from kvserver.listening.sockets import CannotListen, ListeningSocket
 from kvserver.listening.specification import parseDescription
 from tests.support.clients import needsIPv6
@@ -523,3 +524,31 @@ def test_overlaps() -> None:
     assert not TCPBinding(0).conflictsWith(TCPBinding(0))
     assert not TCPBinding(1).conflictsWith(UNIXBinding("1"))
     assert UNIXBinding("a").conflictsWith(UNIXBinding("a"))
+
+
+@pytest.mark.parametrize(
+    ("description", "meant"),
+    [
+        ("tcp:4043:interface=::1", r"interface=\:\:1"),
+        ("tcp:4043:interface=2001:db8::1:backlog=5", r"interface=2001\:db8\:\:1"),
+        ("tcp:4043:interface=::ffff:192.0.2.1", r"interface=\:\:ffff\:192.0.2.1"),
+        ("tls:tcp:4043:interface=fe80::", r"interface=fe80\:\:"),
+    ],
+)
+def test_colonsInAnInterface(description: str, meant: str) -> None:
+    """
+    An IPv6 address whose colons are not escaped is refused with what to write. The quotes are for
+    the shell, which would take the backslashes.
+    """
+    with pytest.raises(ValueError, match="takes port, interface, backlog") as caught:
+        parseDescription(description)
+    assert f"(in a value colons are escaped: write '{meant}', in quotes)" in str(caught.value)
+
+
+def test_local() -> None:
+    """
+    Where a loopback address is a good choice, a bare port is refused with one.
+    """
+    for given, meant in ("9464", "tcp:9464:interface=127.0.0.1"), ("*:9464", "tcp:9464"):
+        with pytest.raises(ValueError, match=f"write {re.escape(meant)}$"):
+            parseLocalEndpoint(given)

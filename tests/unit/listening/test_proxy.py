@@ -408,7 +408,7 @@ def test_limits() -> None:
     balancer.pair = balancer.enter(BALANCER, overTCP=True)
     assert len(balancer.connections) == 2
     (line,) = logged(lambda: balancer.send(PROXY_V1))
-    assert line == "192.0.2.1 has 1 connections: more are refused"
+    assert line == "192.0.2.1 has 1 connection: more are refused"
     assert balancer.pair.record.reason is CloseReason.REFUSED
     assert balancer.pair.record.client == CLIENT
     assert balancer.pair.peer.recv(1) == b""
@@ -432,7 +432,7 @@ def test_noLimitForTheBalancer(header: bytes) -> None:
     # They count for the limit of all.
     assert not balancer.connections.hasRoom()
     (line,) = logged(lambda: balancer.send(sameHost))
-    assert line == "127.0.0.1 has 1 connections: more are refused"
+    assert line == "127.0.0.1 has 1 connection: more are refused"
     assert balancer.pair.record.reason is CloseReason.REFUSED
     balancer.close()
 

@@ -15,7 +15,7 @@ from twisted.logger import LogLevel, capturedLogs
 from kvserver.connections.addresses import formatAddress
 from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.throttle import REPEAT_INTERVAL
-from kvserver.operations.accesslog import AccessLogFile, AccessLogStream, formatRecord
+from kvserver.operations.accesslog import AccessLogFile, AccessLogStream, loggedRecord
 from kvserver.supervision.supervisor import CannotStart
 from tests.support.memory import PLENTY, MemoryServer
 
@@ -69,16 +69,16 @@ def test_line() -> None:
         "reason": "reset",
     }
     some = record()
-    assert json.loads(formatRecord(some, 1.0)) == expected
+    assert json.loads(str(loggedRecord(some, 1.0))) == expected
     some.unit = None
     del expected["lines"]
-    assert json.loads(formatRecord(some, 1.0)) == expected
+    assert json.loads(str(loggedRecord(some, 1.0))) == expected
     some.client = IPv6Address("TCP", "::1", 1)
     some.tls = "TLSv1.3"
     some.subject = 'CN="\n'
     some.unit = "orders"
     some.received, some.sent, some.work = 10, 9, 2
-    written = formatRecord(some, 1.0)
+    written = str(loggedRecord(some, 1.0))
     assert "\n" not in written
     assert json.loads(written) == expected | {
         "client": "[::1]:1",
@@ -107,7 +107,7 @@ def test_reported() -> None:
         pair.reset()
         server.turn()
     (event,) = logs
-    said = json.loads(event["record"])
+    said = event["record"]
     assert (said["lines"], said["bytes_in"], said["reason"]) == (2, 5, "reset")
     assert 4 < said["bytes_out"] == pair.record.sent < 4 + len(PLENTY)
     assert (said["id"], said["peer"], said["seconds"]) == (1, "192.0.2.1:1024", 1.5)
@@ -132,7 +132,7 @@ def test_toLog() -> None:
         AccessLogStream(now).reopen()
     (event,) = logs
     assert event["log_level"] == LogLevel.info
-    assert json.loads(event["record"])["id"] == 1
+    assert event["record"]["id"] == 1
 
 
 class File:

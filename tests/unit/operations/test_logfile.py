@@ -4,12 +4,14 @@ How the file of a log is opened: which symbolic links are followed.
 
 import errno
 import os
+import socket
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from kvserver.operations.logfile import openLog
+from kvserver.operations.logfile import newWriter, openLog
 
 STRANGER = 65534
 """
@@ -157,3 +159,42 @@ def test_terminal() -> None:
     finally:
         os.close(controller)
         os.close(terminal)
+
+
+@pytest.mark.parametrize("folder", ["/proc/self/fd", "/dev/fd"])
+def test_sharedFile(tmp_path: Path, folder: str) -> None:
+    """
+    A file that is ours already is written to at the same place, so that nothing is overwritten. The
+    shared descriptor stays as it is.
+    """
+    path = tmp_path / "log"
+    with path.open("wb", buffering=0) as log:
+        opened = openLog(f"{folder}/{log.fileno()}")
+        for number in range(3):
+            log.write(b"log %d\n" % number)
+            newWriter(opened)(b"record %d\n" % number)
+        assert not os.get_inheritable(opened)
+        os.close(opened)
+        log.write(b"log\n")
+    assert path.read_text().split("\n") == [
+        *("log 0", "record 0", "log 1", "record 1", "log 2", "record 2", "log", ""),
+    ]
+
+
+def test_sharedSocket() -> None:
+    """
+    A socket, as systemd's journal, is written to, and never waited for, though it is blocking.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        opened = openLog(f"/proc/self/fd/{theirs.fileno()}")
+        write = newWriter(opened)
+        assert write(b"record\n") == 7
+        assert ours.recv(100) == b"record\n"
+        with pytest.raises(BlockingIOError):
+            list(iter(partial(write, b"x" * 65536), 0))
+        assert theirs.getblocking()
+        os.close(opened)
+        theirs.close()
+        while ours.recv(1 << 20):
+            pass

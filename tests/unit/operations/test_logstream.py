@@ -153,7 +153,7 @@ def test_full(output: Output) -> None:
     read += output.read()
     *messages, told = read.splitlines(keepends=True)
     assert messages == [TEXT] * taken
-    assert "#error] 10 messages of this log could not be written, and are lost" in told
+    assert "#error] Lost 10 messages of this log, which could not be written" in told
     assert output.stream.lost == 0
     output.clock.advance(RETRY_INTERVAL)
     assert output.clock.getDelayedCalls() == []
@@ -169,7 +169,7 @@ def test_toldBefore(pipe: Output) -> None:
     pipe.read()
     pipe.stream.write(TEXT)
     told, text = pipe.read().splitlines(keepends=True)[-2:]
-    assert "1 messages of this log could not be written" in told
+    assert "Lost 1 message of this log, which" in told
     assert text == TEXT
 
 
@@ -207,7 +207,7 @@ def test_long(pipe: Output) -> None:
         read += pipe.read()
         pipe.clock.advance(RETRY_INTERVAL)
     assert read.startswith(text)
-    assert " 1 messages " in read[len(text) :]
+    assert " 1 message " in read[len(text) :]
 
 
 def test_nobodyReads(pipe: Output) -> None:

@@ -7,16 +7,30 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.testing import MemoryReactorClock
 
 from kvserver.supervision.process import useMonotonicClock
-from kvserver.supervision.signals import Reload, Signals
+from kvserver.supervision.signals import Reload, Signals, processSignals
+from kvserver.supervision.terminal import Terminal
 
 
 class Reactor(MemoryReactorClock):
     """
     Calls at once what a thread, or a signal, leaves it to call.
+
+    @ivar isStopped: Whether it has been told to stop.
     """
+
+    isStopped = False
+
+    def stop(self) -> None:
+        """
+        Stop. As with Twisted's, that can be done once.
+        """
+        if self.isStopped:
+            raise ReactorNotRunning
+        self.isStopped = True
 
     def callFromThread(self, f, *args):  # type: ignore
         """
@@ -32,9 +46,12 @@ class Harness:
     @ivar happened: What signals have brought about.
 
     @ivar trees: What each tree has for signals.
+
+    @ivar hasTerminal: Whether the process has a terminal.
     """
 
     def __init__(self) -> None:
+        self.hasTerminal = False
         self.happened: list[str] = []
         self.reactor = Reactor()
         reload = Reload(
@@ -88,13 +105,18 @@ class Harness:
 
 
 @pytest.fixture
-def harness() -> Iterator[Harness]:
+def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     """
     The service, and the handlers as they were when the test is over.
     """
+    monkeypatch.setattr(
+        "kvserver.supervision.signals.Terminal",
+        lambda reactor: Terminal(reactor, lambda: made.hasTerminal),
+    )
+    made = Harness()
     numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
     handlers = [signal.getsignal(number) for number in numbers]
-    yield Harness()
+    yield made
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
 
@@ -128,6 +150,56 @@ def test_hangUpOfTheApplication(harness: Harness) -> None:
     assert harness.happened.count("reload 2") == 1
 
 
+def test_terminalHangsUp(harness: Harness) -> None:
+    """
+    HUP reloads as long as the terminal is there; when it has gone, HUP stops the reactor. Further
+    ones do no harm.
+    """
+    harness.hasTerminal = True
+    harness.run()
+    assert harness.get(signal.SIGHUP)[-1] == "reload 2"
+    assert not harness.reactor.isStopped
+    harness.hasTerminal = False
+    harness.happened.clear()
+    assert harness.get(signal.SIGHUP, signal.SIGHUP) == []
+    assert harness.reactor.isStopped
+
+
+def test_noHangUp(harness: Harness) -> None:
+    """
+    If HUP is ignored at the start, as under nohup(1), it reloads when the terminal has gone, too.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    harness.hasTerminal = True
+    harness.run()
+    harness.hasTerminal = False
+    assert harness.get(signal.SIGHUP)[-1] == "reload 2"
+    assert not harness.reactor.isStopped
+
+
+def test_nothingIsLeft(harness: Harness) -> None:
+    """
+    When no tree runs, nothing is timed any more.
+    """
+    harness.hasTerminal = True
+    harness.run()
+    assert len(harness.reactor.getDelayedCalls()) == 1
+    for tree in harness.trees:
+        tree.stopService()
+    assert harness.reactor.getDelayedCalls() == []
+
+
+def test_endedBy(harness: Harness) -> None:
+    """
+    The first TERM or INT is known, for the status of the process.
+    """
+    harness.run()
+    signals = processSignals(harness.reactor)
+    assert signals.endedBy is None
+    harness.get(signal.SIGINT, signal.SIGTERM)
+    assert signals.endedBy == signal.SIGINT
+
+
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_secondSignal(harness: Harness, first: int, second: int) -> None:
@@ -138,6 +210,19 @@ def test_secondSignal(harness: Harness, first: int, second: int) -> None:
     assert harness.get(first, second) == ["stop", "abort", "abort 2"]
     harness.stop()
     assert harness.get(second) == ["stop", *["abort", "abort 2"] * 2]
+
+
+def test_secondSignalInTheFirst(harness: Harness) -> None:
+    """
+    The next one may come even before the first one has changed the handlers, as when it is sent to
+    a process, and to the group of the process.
+    """
+    harness.run()
+    handler = signal.getsignal(signal.SIGTERM)
+    assert callable(handler)
+    for _ in range(2):
+        handler(signal.SIGTERM, None)
+    assert harness.happened == ["stop", "abort", "abort 2"]
 
 
 def test_signalAfterAnotherStop(harness: Harness) -> None:
