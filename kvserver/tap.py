@@ -99,6 +99,13 @@ class Options(UsageOptions):
             "Grace period of a stop, in seconds: then connections that are still busy are reset.",
         ],
         [
+            "drain-delay",
+            None,
+            "0",
+            "Seconds after the signal to stop in which clients are still accepted, and /readyz is "
+            "503: balancers leave first. Then the drain begins.",
+        ],
+        [
             "access-log",
             None,
             None,
@@ -125,10 +132,18 @@ class Options(UsageOptions):
             "returns one, as package.module.Name.",
         ],
         [
+            "banner",
+            None,
+            None,
+            "Begin each connection with this line; %h: host name, %l: listener, %c: client, "
+            "%w: worker, %%: a percent sign. [default: none]",
+        ],
+        [
             "metrics",
             None,
             None,
-            "Serve /metrics, /healthz and /readyz on this Twisted endpoint. [default: none]",
+            "Serve the operations site (/, /metrics, /readyz and more) on this Twisted endpoint, "
+            "as tcp:9464:interface=127.0.0.1. [default: none]",
         ],
     ]
     longdesc = (

@@ -11,7 +11,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kvserver.configuration import Configuration, TLSFiles
+from kvserver.connections.banner import Banner
 from kvserver.connections.certificates import BadCertificate, Certificates
+from kvserver.connections.drain import DrainDelay
 from kvserver.connections.handover import LocalHandover
 from kvserver.connections.poller import Poller
 from kvserver.connections.registry import Connections
@@ -74,13 +76,16 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
             connections,
             certificates,
             configuration.replaceTimeout,
+            configuration.banner,
         )
         workers = [_temporary("pool", pool), *_workers(pool, configuration.workers, reactor)]
+
+    banner = Banner(configuration.banner) if configuration.banner else None
 
     def handover(isTLS: bool) -> IHandover:
         if pool is not None:
             return WorkerHandover(pool, isTLS)
-        return LocalHandover(configuration.factory, certificates if isTLS else None)
+        return LocalHandover(configuration.factory, certificates if isTLS else None, banner)
 
     def listener(spec: ListenerSpec) -> ChildSpec:
         route = Route(
@@ -94,6 +99,8 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         )
 
     def notReadyReason() -> str | None:
+        if delay.isRunning:
+            return "stopping"
         if not notifier.running:
             return "starting" if supervisor.running else "draining"
         listeners = (child for child in supervisor if isinstance(child, Listener))
@@ -111,9 +118,19 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         configuration.notifySocket,
         status,
         lambda: notReadyReason() is None,
-        configuration.limits.drainTimeout,
+        configuration.drainDelay + configuration.limits.drainTimeout,
         pool.ready if pool else None,
     )
+    delay = DrainDelay(reactor, configuration.drainDelay)
+
+    def leave() -> Deferred[None]:
+        notifier.stopService()
+        return delay.begin()
+
+    def abortDrain() -> None:
+        connections.abortDrain()
+        delay.abort()
+
     reload = Reload(
         notifier.reloading,
         [
@@ -155,9 +172,7 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         [
             ChildSpec(
                 "signals",
-                lambda died: Signals(
-                    reactor, connections.abortDrain, reload, pool.replace if pool else None
-                ),
+                lambda died: Signals(reactor, abortDrain, reload, pool.replace if pool else None),
             ),
             *operations,
             *([_temporary("access log", accessLog)] if accessLog else []),
@@ -170,6 +185,7 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         # All workers may be killed at once.
         RestartIntensity(reactor.seconds, 3 + (configuration.workers or 0)),
         lambda: exitWithFailure(reactor),
+        leave,
     )
     return supervisor
 

@@ -10,8 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +18,18 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.clients import LINES, Sender, ask, connect, exchange, program, reset, slow, stick
+from tests.support.clients import (
+    LINES,
+    Sender,
+    ask,
+    connect,
+    exchange,
+    get,
+    program,
+    reset,
+    slow,
+    stick,
+)
 from tests.support.daemon import PATIENCE, TWIST, Daemon, quietPort, waitFor
 from tests.support.readme import block
 from tests.support.sabotage import Sabotaged
@@ -32,19 +41,6 @@ def records(folder: Path) -> list[dict[str, Any]]:
     What the access log has.
     """
     return [json.loads(line) for line in (folder / "access.log").read_text().splitlines()]
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    """
-    Ask the metrics site.
-
-    @return: The status and the body.
-    """
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def samples(port: int) -> dict[str, float]:

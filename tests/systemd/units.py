@@ -534,7 +534,7 @@ def get(page: str) -> str:
     """
     A page of the operations site.
     """
-    with urllib.request.urlopen(f"http://127.0.0.1:9100{page}", timeout=PATIENCE) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:9464{page}", timeout=PATIENCE) as answer:
         return str(answer.read().decode())
 
 

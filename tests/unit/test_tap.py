@@ -343,6 +343,8 @@ def test_operation(tmp_path: Path) -> None:
     [
         ("--metrics=tcp:x", "--metrics: 'tcp:x': 'x' is not a TCP port from 0 to 65535"),
         ("--metrics=", "--metrics: '': not an endpoint: "),
+        ("--drain-delay=-1", "--drain-delay: '-1' is not a number of seconds from 0 to "),
+        ("--banner=%x", "--banner: '%x' is not one line of 1 to 1000 characters, in which %h is "),
     ],
 )
 def test_wrongOperation(option: str, reason: str) -> None:
@@ -357,10 +359,10 @@ def test_wrongOperation(option: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--port=9100", "--metrics=tcp:9100"], "'tcp:9100': tcp:9100 has that address"),
+        (["--port=9464", "--metrics=tcp:9464"], "'tcp:9464': tcp:9464 has that address"),
         (
-            ["--listen=tcp:1", "--listen=tls:tcp:9100", "--metrics=tcp:9100:interface=127.0.0.1"],
-            "'tcp:9100:interface=127.0.0.1': tls:tcp:9100 has that address",
+            ["--listen=tcp:1", "--listen=tls:tcp:9464", "--metrics=tcp:9464:interface=127.0.0.1"],
+            "'tcp:9464:interface=127.0.0.1': tls:tcp:9464 has that address",
         ),
         (["--listen=unix:/x", "--metrics=unix:/./x"], "'unix:/./x': unix:/x has that address"),
     ],
