@@ -98,15 +98,22 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
             spec.name, lambda died: Listener(reactor, spec, route, connections, poller, died)
         )
 
+    names = [spec.name for spec in configuration.listeners]
+
+    def listeners() -> list[Listener]:
+        return [child for child in supervisor if isinstance(child, Listener)]
+
+    def restarts() -> dict[str, int]:
+        return {name: supervisor.restarts[name] for name in names}
+
     def notReadyReason() -> str | None:
         if delay.isRunning:
             return "stopping"
         if not notifier.running:
             return "starting" if supervisor.running else "draining"
-        listeners = (child for child in supervisor if isinstance(child, Listener))
         if pool is not None and not pool.isReady():
             return "no worker"
-        broken = [str(child.name) for child in listeners if not child.isListening()]
+        broken = [str(child.name) for child in listeners() if not child.isListening()]
         return f"not listening: {', '.join(broken)}" if broken else None
 
     def status() -> str:
@@ -143,22 +150,37 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
     operations = []
     if configuration.operations:
         from kvserver.operations.metrics import Collector
+        from kvserver.operations.overview import Overview
+        from kvserver.operations.rates import Rates
         from kvserver.operations.site import LIMITS, site
 
         # Clients of the site must not use up the limits of what is served: they have limits of
         # their own.
         visitors = Connections(reactor, LIMITS)
+        rates = Rates(reactor, connections)
+        overview = Overview(
+            reactor,
+            connections,
+            rates,
+            # The site's own is not among them.
+            lambda: [child for child in listeners() if child.name in names],
+            restarts,
+            notReadyReason,
+            configuration.drainDelay,
+            pool,
+        )
         collector = Collector(
             connections,
-            lambda: {spec.name: supervisor.restarts[spec.name] for spec in configuration.listeners},
+            restarts,
             lambda: certificates.expiry if certificates else None,
             pool,
         )
-        pages = LocalHandover(site(reactor, collector, notReadyReason))
+        pages = LocalHandover(site(reactor, collector, overview, notReadyReason))
         siteRoute = Route(visitors, poller, pages)
         siteSpec = ListenerSpec("metrics", (), configuration.operations)
         # Started before the connections, and stopped after them: the site answers during the drain.
         operations = [
+            _temporary("rates", rates),
             _temporary("visitors", visitors),
             ChildSpec(
                 siteSpec.name,

@@ -539,6 +539,7 @@ def test_jsonLog(tmp_path: Path) -> None:
     events = [json.loads(event) for event in log.read_text().split("\x1e")[1:]]
     by = {event["log_format"]: event for event in events if event.get("log_format")}
     assert by["Accepting connections on {address}{layers}"]["address"] == f"port {port}"
+    assert by["Accepting connections on {address}{layers}"]["port"] == port
     begun = by["Connection {number} from {peer} on {listener}"]
     assert begun["log_level"]["name"] == "debug"
     assert (begun["number"], begun["listener"]) == (1, f"tcp:{port}")

@@ -318,7 +318,8 @@ def test_operation(tmp_path: Path) -> None:
     supervisor = makeService(options, MemoryReactorClock())
     children = [child.name for child in supervisor]
     assert children == [
-        *("signals", "visitors", "metrics", "access log", "connections", "tcp:4040", "notifier"),
+        *("signals", "rates", "visitors", "metrics"),
+        *("access log", "connections", "tcp:4040", "notifier"),
     ]
     # Nothing is opened before the tree is started.
     assert not log.exists()
