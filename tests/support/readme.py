@@ -1,5 +1,5 @@
 """
-What the README shows, as it would be pasted.
+What the README and the manual show, as it would be pasted.
 """
 
 import re
@@ -7,12 +7,14 @@ from pathlib import Path
 
 README = Path(__file__).parents[2] / "README.rst"
 
+MONITORING = README.parent / "kvserver/manual/monitoring.rst"
 
-def block(begin: str) -> str:
+
+def block(begin: str, page: Path = README) -> str:
     """
     The one literal block that begins so.
     """
     (found,) = re.findall(
-        rf"^    {re.escape(begin)}.*(?:\n(?:    .*)?)*", README.read_text(), re.MULTILINE
+        rf"^    {re.escape(begin)}.*(?:\n(?:    .*)?)*", page.read_text(), re.MULTILINE
     )
     return re.sub("^    ", "", str(found), flags=re.MULTILINE)

@@ -31,7 +31,7 @@ from tests.support.clients import (
     stick,
 )
 from tests.support.daemon import PATIENCE, TWIST, Daemon, quietPort, waitFor
-from tests.support.readme import block
+from tests.support.readme import MONITORING, block
 from tests.support.sabotage import Sabotaged
 from tests.support.wires import PROXY_V1, Authority, TLSClient
 
@@ -579,22 +579,49 @@ class TestCannotStart:
 # Prometheus.
 
 
-def test_promtool(tmp_path: Path) -> None:
+def test_promtool(tmp_path: Path, authority: Authority) -> None:
     """
-    promtool has nothing to say against the metrics, nor against the README's alerts and scrapes.
+    promtool has nothing to say against the metrics, nor against the manual's alerts and scrapes.
+    The manual has all metrics, and no other. Alerts and dashboard name only metrics that exist.
     """
     promtool = program("promtool")
     metrics = quietPort()
-    with Daemon(tmp_path, "--port=0", *watched(metrics)):
+    certificate, key = authority.issue("localhost")
+    with Daemon(
+        tmp_path,
+        *("--listen", "tcp:0", "--listen", "tls:tcp:0", "--workers=1", *watched(metrics)),
+        *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
+    ):
         _, body = get(metrics, "/metrics")
     done = subprocess.run(
         [promtool, "check", "metrics"], input=body, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
-    (tmp_path / "rules.yml").write_text(block("groups:"))
-    subprocess.run([promtool, "check", "rules", str(tmp_path / "rules.yml")], check=True)
-    (tmp_path / "prometheus.yml").write_text(block("scrape_configs:"))
-    subprocess.run([promtool, "check", "config", str(tmp_path / "prometheus.yml")], check=True)
+    families = set(re.findall(r"^# TYPE (kvserver_\w+)", body, re.MULTILINE))
+    table = re.findall(r"^``(kvserver_\w+)``  ", MONITORING.read_text(), re.MULTILINE)
+    assert sorted(table) == sorted(families)
+    hosts, rules = tmp_path / "kvserver.hosts.yml", tmp_path / "kvserver.rules.yml"
+    rules.write_text(block("groups:", MONITORING))
+    folder = "/etc/prometheus"
+    command = block("seq -f", MONITORING).replace(folder, str(tmp_path))
+    subprocess.run(["sh", "-ec", command], check=True)
+    assert len(hosts.read_text().splitlines()) == 20
+    config = tmp_path / "prometheus.yml"
+    config.write_text(block("rule_files:", MONITORING).replace(folder, str(tmp_path)))
+    done = subprocess.run(
+        [promtool, "check", "config", str(config)], capture_output=True, text=True, check=True
+    )
+    assert "WARNING" not in done.stdout + done.stderr
+    names = set(re.findall(r"^(\w+)[ {]", body, re.MULTILINE))
+    dashboard = json.loads((MONITORING.parent / "grafana.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += re.findall(r"expr: (.*)", rules.read_text())
+    assert len(asked) > 20
+    # kvserver_echo is the name of a job.
+    used = set(re.findall(r"\b(?:kvserver|process)_\w+", " ".join(asked))) - {"kvserver_echo"}
+    assert used <= names
+    for rule in rules.read_text().split("- alert:")[1:]:
+        assert re.search(r"labels: \{severity: (critical|warning)\}", rule)
 
 
 @contextlib.contextmanager
@@ -654,10 +681,10 @@ def test_prometheus(tmp_path: Path) -> None:
 
 def test_blackboxExporter(tmp_path: Path) -> None:
     """
-    The README's configuration of blackbox_exporter probes the echo from end to end.
+    The manual's configuration of blackbox_exporter probes the echo from end to end.
     """
     exporter = program("prometheus-blackbox-exporter", "blackbox_exporter")
-    (tmp_path / "blackbox.yml").write_text(block("modules:"))
+    (tmp_path / "blackbox.yml").write_text(block("modules:", MONITORING))
     with Daemon(tmp_path) as daemon:
         port = quietPort()
         where = f"--web.listen-address=127.0.0.1:{port}"

@@ -37,10 +37,11 @@ def shipped(checkout: Path) -> set[str]:
     What of a checkout belongs into the wheel.
     """
     found = (*(checkout / "kvserver").rglob("*.py"), *(checkout / "twisted").rglob("*.py"))
+    manual = (checkout / "kvserver/manual").iterdir()
     units = (checkout / "kvserver/operations/units").iterdir()
     return {
         "kvserver/py.typed",
-        *(str(path.relative_to(checkout)) for path in found),
+        *(str(path.relative_to(checkout)) for path in (*found, *manual)),
         *(f"lib/systemd/system/{unit.name}" for unit in units),
     }
 
