@@ -145,7 +145,7 @@ aria-label="address"> <button>Show</button></form>
 </main>
 <script>{_SCRIPT}</script>
 </html>
-""".encode()
+""".encode("utf-8", "replace")
 
 
 def _cards(overview: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@ The operations site, over real sockets, as any client of HTTP may ask it.
 """
 
 import contextlib
+import json
 import socket
 import subprocess
 import threading
@@ -17,7 +18,7 @@ from kvserver.operations.overview import Overview
 from kvserver.operations.page import HEADERS, render
 from kvserver.operations.rates import Rates
 from kvserver.operations.site import HTML
-from tests.support.clients import ask, connect, manyDescriptors, program, received
+from tests.support.clients import ask, connect, get, manyDescriptors, program, received
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, quietPort, waitFor
 from tests.support.memory import MemoryServer
 
@@ -64,6 +65,20 @@ def test_versions(site: int, version: str) -> None:
         answer = exchanged(site, f"GET /healthz HTTP/{version}\r\n{more}\r\n".encode())
         assert answer.startswith(f"HTTP/{version} 200 ".encode())
         assert answer.endswith(b"\r\n\r\nalive\n")
+
+
+def test_overview(site: int) -> None:
+    """
+    The page is HTML that may load nothing, C{/connections} is the same as JSON.
+    """
+    head, _, page = exchanged(site, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+    assert b"Content-Security-Policy: default-src 'none'; " in head
+    assert page.startswith(b"<!DOCTYPE html>")
+    status, said = get(site, "/connections?address=127.")
+    overview = json.loads(said)
+    assert (status, overview["ready"], overview["address"]) == (200, "ready", "127.")
+    (listener,) = overview["listeners"]
+    assert (listener["listener"], listener["listening"]) == ("tcp:0", True)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +185,11 @@ def test_browser(tmp_path: Path, workers: tuple[str, ...]) -> None:
         peers = ["{}:{}".format(*client.getsockname()) for client in clients]
         for client in clients:
             assert ask(client, b"hello\n") == b"hello\n"
+
+        def lines() -> list[int]:
+            return [one["lines"] for one in json.loads(get(site, "/connections")[1])["oldest"]]
+
+        waitFor(lambda: lines() == [1, 1, 1], "all lines are counted")
         shown = browse(tmp_path, site, "/")
         assert all(f"<td>{peer}</td>" in shown for peer in peers)
         assert "<td>unix:x&lt;b title&gt;&amp;</td>" in shown

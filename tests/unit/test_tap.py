@@ -279,6 +279,34 @@ def test_manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
                 child.stopService()
 
 
+def test_drainDelay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """
+    With C{--drain-delay}, the service manager hears at once that the daemon stops, and how long
+    that may take; the listeners go on until the delay is over.
+    """
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    options = parse(f"--listen=unix:{tmp_path}/1", "--drain-delay=7", "--drain-timeout=3")
+    reactor = MemoryReactorClock()
+    supervisor = makeService(options, reactor)
+    (listener,) = (child for child in supervisor if isinstance(child, Listener))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.setblocking(False)
+        for child in supervisor:
+            if isinstance(child, Listener | Notifier):
+                child.startService()
+        done: list[None] = []
+        supervisor.stopService().addCallback(done.append)
+        assert manager.recv(4096) == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000"
+        reactor.advance(6.9)
+        assert (done, listener.isListening()) == ([], True)
+        reactor.advance(0.1)
+        assert (done, listener.isListening()) == ([None], False)
+        with pytest.raises(BlockingIOError):
+            manager.recv(4096)
+
+
 def test_listenTree(tmp_path: Path) -> None:
     """
     Each C{--listen} is a listener of its own, with its layers, by its name.

@@ -18,7 +18,7 @@ from kvserver.operations.page import HEADERS, render
 from kvserver.operations.rates import INTERVAL, Rates
 from tests.support.memory import MemoryServer
 
-EVIL = "<script>alert(1)</script>\"'&"
+EVIL = "<script>alert(1)</script>\"'&\udcff"
 
 
 class Reader(HTMLParser):
@@ -201,10 +201,10 @@ def test_escaped(site: Site) -> None:
     page = render(said)
     reader = Reader(page)
     assert page.count(b"<script") == page.count(b"</script") == 1
-    assert EVIL.encode() not in page
+    assert EVIL[:-1].encode() not in page
     (field,) = reader.inputs
-    assert field["value"] == EVIL
-    assert sum(cell == EVIL for row in reader.rows for cell in row) == 4
+    assert field["value"] == (shown := EVIL.replace("\udcff", "?"))
+    assert sum(cell == shown for row in reader.rows for cell in row) == 4
 
 
 def test_policy(site: Site) -> None:
