@@ -184,8 +184,10 @@ def _chart(values: Sequence[float], name: str) -> str:
     """
     Draw values as a line; the last one is at the right edge.
     """
-    width, height = SAMPLES - 2, 40
+    width, height = SAMPLES - 1, 40
     top = max(values, default=0) or 1
+    # The first value is drawn twice, so that it is seen also if it is the only one.
+    values = [*values[:1], *values]
     begin = width - len(values) + 1
     points = " ".join(
         f"{begin + place},{height - 2 - (height - 4) * value / top:.1f}"

@@ -4,6 +4,7 @@ The line that a connection begins with, over socket pairs, turn by turn.
 
 import pytest
 from twisted.internet.address import IPv6Address
+from twisted.internet.protocol import Protocol
 
 from kvserver.connections.banner import MAX_LENGTH, Banner
 from kvserver.connections.handover import LocalHandover
@@ -91,6 +92,30 @@ def test_earlyData() -> None:
     (record,) = server.ended
     assert (record.received, record.sent) == (12, 18)
     assert record.reason is CloseReason.CLIENT_CLOSED
+    server.close()
+
+
+class Greeting(Protocol):
+    """
+    Speaks first.
+    """
+
+    def connectionMade(self) -> None:
+        """
+        Greet.
+        """
+        assert self.transport is not None
+        self.transport.write(b"220 ready\n")
+
+
+def test_first() -> None:
+    """
+    The banner comes before whatever the protocol says.
+    """
+    server = ServerWithBanner("first")
+    server.factory.protocol = Greeting
+    pair = server.enter()
+    assert server.collect(pair.peer, 16) == b"first\n220 ready\n"
     server.close()
 
 
