@@ -143,8 +143,8 @@ def inverted(data: bytes, begin: int, end: int) -> bytes:
 )
 def test_banner(tmp_path: Path, authority: Authority, more: tuple[str, ...]) -> None:
     """
-    With C{--banner} on both sides each wire keeps the contract, and a load finds no fault. On one
-    side alone that is said.
+    With C{--banner} on both sides each wire keeps the contract, and a load finds no fault. If only
+    the daemon has it, that is said.
     """
     certificate, key = authority.issue("localhost")
     with Daemon(
@@ -164,7 +164,7 @@ def test_banner(tmp_path: Path, authority: Authority, more: tuple[str, ...]) -> 
         if more:
             tried = [rule for rule in RULES if rule not in ("long-50mb", "idle")]
         rules = [part for rule in tried for part in ("--rule", rule)]
-        for target in plain, tls, proxy, *((f"unix:{tmp_path}/socket",) if more else ()):
+        for target in (plain, tls, f"unix:{tmp_path}/socket", proxy)[0 if more else 3 :]:
             secure = () if "tls" not in target else ("--insecure",)
             answer = kvcheck(target, "--banner", *secure, *log, *rules)
             assert "FAILS" not in answer.outcomes().values(), answer.said["checks"]
