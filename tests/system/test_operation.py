@@ -585,6 +585,7 @@ def test_promtool(tmp_path: Path, authority: Authority) -> None:
     The manual has all metrics, and no other. Alerts and dashboard name only metrics that exist.
     """
     promtool = program("promtool")
+    program("curl")
     metrics = quietPort()
     certificate, key = authority.issue("localhost")
     with Daemon(
@@ -593,6 +594,12 @@ def test_promtool(tmp_path: Path, authority: Authority) -> None:
         *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
     ):
         _, body = get(metrics, "/metrics")
+        asking = block("curl -sf", MONITORING).replace("9464", str(metrics))
+        counting = block("grep -o", MONITORING)
+        waitFor(lambda: "client_closed" in (tmp_path / "access.log").read_text(), "a record")
+        for command, expected in (asking, "ready\n"), (counting, '1 "reason": "client_closed"\n'):
+            said = subprocess.check_output(["sh", "-ec", command], cwd=tmp_path, text=True)
+            assert said.lstrip() == expected
     done = subprocess.run(
         [promtool, "check", "metrics"], input=body, capture_output=True, text=True, check=False
     )
