@@ -8,7 +8,7 @@ The map, from the command line down. Imports run downwards only::
     tree           assembles the service tree from a configuration
     configuration  the checked, frozen values that the tree is built from
     helptext       the text of --help
-    operations/    the access log, metrics, health, and the notifications to the service manager
+    operations/    the access log, metrics, the operations site, notifications to the manager
     listening/     the grammar of --listen, the sockets listened on, the listener, PROXY headers
     workers/       the pool of worker processes, and what runs in one
     connections/   the registry, records, limits, time-outs, drain; the transport, TLS, the poller
@@ -24,6 +24,7 @@ The service tree::
     Supervisor              one_for_one; more than 3 restarts in 5 s end the process with status 1
     |-- Signals             HUP, USR2, and a second TERM or INT
     |-- orphans             as process 1, in a container: waits for those that nobody waits for
+    |-- rates               with --metrics: what has happened in the last minutes
     |-- visitors            with --metrics: the connections of the operations site
     |-- Listener metrics    with --metrics; early, so that the site still answers during the drain
     |-- access log          with --access-log

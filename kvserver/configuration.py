@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from twisted.logger import Logger
 from twisted.python.usage import UsageError
 
+from kvserver.connections.banner import Banner
 from kvserver.connections.limits import Limits, maxConnectionsAllowed
 from kvserver.interfaces import IBinding
 from kvserver.listening.bindings import TCPBinding
@@ -102,6 +103,10 @@ class Configuration:
     @ivar replaceTimeout: How long a worker that was replaced waits for its last connections, in
         seconds; 0: for ever.
 
+    @ivar drainDelay: How long the daemon goes on accepting after the signal to stop, in seconds.
+
+    @ivar banner: The line that each connection begins with. None: there is none.
+
     @ivar notifySocket: The socket of the service manager. None: there is no manager to notify.
     """
 
@@ -116,6 +121,8 @@ class Configuration:
     notifySocket: NotifySocket | None = None
     workers: int | None = None
     replaceTimeout: float = 0
+    drainDelay: float = 0
+    banner: str | None = None
 
 
 def configure(
@@ -167,7 +174,18 @@ def configure(
         notifySocket,
         _workers(options["workers"]),
         _replaceTimeout(options),
+        _seconds("--drain-delay", options["drain-delay"], 0),
+        _banner(options["banner"]),
     )
+
+
+def _banner(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            Banner(text)
+        except ValueError as error:
+            raise UsageError(f"--banner: {error}") from None
+    return text
 
 
 def _listeners(

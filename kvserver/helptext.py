@@ -28,14 +28,14 @@ GROUPS: dict[str, dict[str, str]] = {
         "write-timeout": "TIME",
     },
     "Workers": {"workers": "N|auto", "replace-timeout": "TIME"},
-    "Stopping": {"drain-timeout": "TIME"},
+    "Stopping": {"drain-timeout": "TIME", "drain-delay": "TIME"},
     "Observing": {
         "access-log": "FILE",
         "metrics": "DESCRIPTION",
         "log-format": "text|json",
         "log-level": "LEVEL",
     },
-    "Protocol": {"protocol": "NAME"},
+    "Protocol": {"protocol": "NAME", "banner": "TEXT"},
     "Help": {"help": "", "version": ""},
 }
 """

@@ -103,6 +103,13 @@ class Options(UsageOptions):
             "are reset. [default: 15]",
         ],
         [
+            "drain-delay",
+            None,
+            "0",
+            "How long after the signal to stop clients are still accepted while /readyz is 503, so "
+            "that balancers leave first. Then the drain begins. [default: 0]",
+        ],
+        [
             "access-log",
             None,
             None,
@@ -130,10 +137,18 @@ class Options(UsageOptions):
             "returns one, as package.module.Name.",
         ],
         [
+            "banner",
+            None,
+            None,
+            "Begin each connection with this line; %h: host name, %l: listener, %c: client, "
+            "%w: worker, %%: a percent sign. [default: none]",
+        ],
+        [
             "metrics",
             None,
             None,
-            "Serve /metrics, /healthz and /readyz on this Twisted endpoint. [default: none]",
+            "Serve the operations site (/, /metrics, /readyz and more) on this Twisted endpoint, "
+            "as tcp:9464:interface=127.0.0.1. [default: none]",
         ],
     ]
     longdesc = (

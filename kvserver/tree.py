@@ -12,7 +12,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kvserver.configuration import Configuration, TLSFiles
+from kvserver.connections.banner import Banner
 from kvserver.connections.certificates import BadCertificate, Certificates
+from kvserver.connections.drain import DrainDelay
 from kvserver.connections.handover import LocalHandover
 from kvserver.connections.poller import Poller
 from kvserver.connections.registry import Connections
@@ -76,13 +78,16 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
             connections,
             certificates,
             configuration.replaceTimeout,
+            configuration.banner,
         )
         workers = [_temporary("pool", pool), *_workers(pool, configuration.workers, reactor)]
+
+    banner = Banner(configuration.banner) if configuration.banner else None
 
     def handover(isTLS: bool) -> IHandover:
         if pool is not None:
             return WorkerHandover(pool, isTLS)
-        return LocalHandover(configuration.factory, certificates if isTLS else None)
+        return LocalHandover(configuration.factory, certificates if isTLS else None, banner)
 
     def listener(spec: ListenerSpec) -> ChildSpec:
         route = Route(
@@ -95,13 +100,22 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
             spec.name, lambda died: Listener(reactor, spec, route, connections, poller, died)
         )
 
+    names = [spec.name for spec in configuration.listeners]
+
+    def listeners() -> list[Listener]:
+        return [child for child in supervisor if isinstance(child, Listener)]
+
+    def restarts() -> dict[str, int]:
+        return {name: supervisor.restarts[name] for name in names}
+
     def notReadyReason() -> str | None:
+        if delay.isRunning:
+            return "stopping"
         if not notifier.running:
             return "starting" if supervisor.running else "draining"
-        listeners = (child for child in supervisor if isinstance(child, Listener))
         if pool is not None and not pool.isReady():
             return "no worker"
-        broken = [str(child.name) for child in listeners if not child.isListening()]
+        broken = [str(child.name) for child in listeners() if not child.isListening()]
         return f"not listening: {', '.join(broken)}" if broken else None
 
     def status() -> str:
@@ -114,9 +128,19 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         configuration.notifySocket,
         status,
         lambda: notReadyReason() is None,
-        configuration.limits.drainTimeout,
+        configuration.drainDelay + configuration.limits.drainTimeout,
         pool.ready if pool else None,
     )
+    delay = DrainDelay(reactor, configuration.drainDelay)
+
+    def leave() -> Deferred[None]:
+        notifier.stopService()
+        return delay.begin()
+
+    def abortDrain() -> None:
+        connections.abortDrain()
+        delay.abort()
+
     reload = Reload(
         notifier.reloading,
         [
@@ -129,22 +153,37 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
     operations = []
     if configuration.operations:
         from kvserver.operations.metrics import Collector
+        from kvserver.operations.overview import Overview
+        from kvserver.operations.rates import Rates
         from kvserver.operations.site import LIMITS, site
 
         # Clients of the site must not use up the limits of what is served: they have limits of
         # their own.
         visitors = Connections(reactor, LIMITS)
+        rates = Rates(reactor, connections)
+        overview = Overview(
+            reactor,
+            connections,
+            rates,
+            # The site's own is not among them.
+            lambda: [child for child in listeners() if child.name in names],
+            restarts,
+            notReadyReason,
+            configuration.drainDelay,
+            pool,
+        )
         collector = Collector(
             connections,
-            lambda: {spec.name: supervisor.restarts[spec.name] for spec in configuration.listeners},
+            restarts,
             lambda: certificates.expiry if certificates else None,
             pool,
         )
-        pages = LocalHandover(site(reactor, collector, notReadyReason))
+        pages = LocalHandover(site(reactor, collector, overview, notReadyReason))
         siteRoute = Route(visitors, poller, pages)
         siteSpec = ListenerSpec("metrics", (), configuration.operations)
         # Started before the connections, and stopped after them: the site answers during the drain.
         operations = [
+            _temporary("rates", rates),
             _temporary("visitors", visitors),
             ChildSpec(
                 siteSpec.name,
@@ -158,9 +197,7 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         [
             ChildSpec(
                 "signals",
-                lambda died: Signals(
-                    reactor, connections.abortDrain, reload, pool.replace if pool else None
-                ),
+                lambda died: Signals(reactor, abortDrain, reload, pool.replace if pool else None),
             ),
             *([_temporary("orphans", orphans(reactor))] if os.getpid() == 1 else []),
             *operations,
@@ -174,6 +211,7 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
         # All workers may be killed at once.
         RestartIntensity(reactor.seconds, 3 + (configuration.workers or 0)),
         lambda: exitWithFailure(reactor),
+        leave,
     )
     return supervisor
 

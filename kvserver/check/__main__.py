@@ -73,6 +73,7 @@ def settingsOf(options: argparse.Namespace) -> Settings:
         sizes=options.sizes or (options.size or 64,) * 2,
         binary=options.binary,
         timeout=options.timeout,
+        hasBanner=options.banner,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from zope.interface import implementer
 
 from kvserver.check import run as runs
+from kvserver.check.banner import Banner
 from kvserver.check.compare import Comparison
 from kvserver.check.reasons import RESETS, meaningOf, reasonOf
 from kvserver.check.run import End, IChecked, Run
@@ -35,7 +36,9 @@ class CheckedConnection(Sending, Waiting):
 
     @ivar connectTimeout: How long it may take to be accepted, in seconds.
 
-    @ivar beginnings: The first bytes that came.
+    @ivar banner: The line that comes before the echo.
+
+    @ivar beginnings: The first bytes that came after it.
 
     @ivar lastReceived: When something came, by the monotonic clock, in seconds.
 
@@ -67,6 +70,7 @@ class CheckedConnection(Sending, Waiting):
         self.failure: str | None = None
         self.announced: str | None = None
         self.beginnings = b""
+        self.banner = Banner(run.settings.hasBanner)
         self.onPassed: Callable[[int], None] = lambda count: None
         self.onOpen: Callable[[], None] = lambda: None
         self.onEnd: Callable[[], None] = lambda: None
@@ -191,6 +195,7 @@ class CheckedConnection(Sending, Waiting):
         """
         if self.ending is not None:
             return
+        data = self.banner.received(data) if self.banner.isDue else data
         self._now = now = self.run.clock()
         self._progress = self.lastReceived = now
         if len(self.beginnings) < 256:

@@ -62,6 +62,8 @@ def whatCame(connection: CheckedConnection) -> str | None:
     """
     came = connection.beginnings
     line = connection.source.piece(0, 0)
+    if connection.banner.text == line:
+        return "no banner came before the echo (--banner)"
     if connection.linesReturned > 0 and came.startswith(line):
         return None
     if not came:
@@ -70,7 +72,7 @@ def whatCame(connection: CheckedConnection) -> str | None:
         return f"this is no echo: a web server (HTTP) answers: {_shown(came)}"
     begin = came.find(line)
     if begin > 0:
-        return f"this is no plain echo: before the line came {_shown(came[:begin])}"
+        return f"this is no plain echo: before the line came {_shown(came[:begin])} (--banner?)"
     return f"this is no echo: instead of {_shown(line)} came {_shown(came)}"
 
 

@@ -113,6 +113,7 @@ def newParser(version: str) -> argparse.ArgumentParser:
         metavar="TIME",
         help="bound of each wait: to connect, for an answer, for the close (10 s)",
     )
+    add("--banner", action="store_true", help="expect one line, of any text, before the echo")
     group = parser.add_argument_group("rules (tried unless an option of the load is given)")
     add = group.add_argument
     names = ", ".join(RULES)

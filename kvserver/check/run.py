@@ -53,6 +53,8 @@ class Settings:
     @ivar sizes: The length of the shortest and of the longest line, in bytes.
 
     @ivar timeout: The bound of each wait, in seconds.
+
+    @ivar hasBanner: Does the other side send a line of its own before the echo?
     """
 
     target: Target
@@ -63,6 +65,7 @@ class Settings:
     sizes: tuple[int, int]
     binary: bool
     timeout: float
+    hasBanner: bool = False
 
 
 @dataclass(frozen=True)

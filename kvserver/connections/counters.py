@@ -3,6 +3,7 @@ Sums over all connections that have ended.
 """
 
 from bisect import bisect_left
+from collections import Counter
 
 from kvserver.connections.record import CloseReason, ConnectionRecord
 
@@ -17,6 +18,10 @@ class Counters:
     Sums over all connections that have ended, and two counts of what listeners accept.
 
     @ivar accepted: Connections accepted, including those that have not ended.
+
+    @ivar acceptedBy: The same, by the name of the listener.
+
+    @ivar endedBy: Connections ended, by the name of the listener.
 
     @ivar acceptPauses: How often a listener has stopped accepting for a while because accept(2)
         failed.
@@ -37,6 +42,8 @@ class Counters:
 
     def __init__(self) -> None:
         self.accepted = 0
+        self.acceptedBy = Counter[str]()
+        self.endedBy = Counter[str]()
         self.acceptPauses = 0
         self.ended = dict.fromkeys(CloseReason, 0)
         self.work = 0
@@ -52,8 +59,15 @@ class Counters:
         assert record.reason is not None
         assert record.duration is not None
         self.ended[record.reason] += 1
+        self.endedBy[record.listener] += 1
         self.work += record.work
         self.received += record.received
         self.sent += record.sent
         self.durations[bisect_left(DURATION_BUCKETS, record.duration)] += 1
         self.duration += record.duration
+
+    def live(self, listener: str) -> int:
+        """
+        Return how many connections of a listener have not ended.
+        """
+        return self.acceptedBy[listener] - self.endedBy[listener]

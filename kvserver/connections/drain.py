@@ -6,9 +6,13 @@ import termios
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
 
 from kvserver.connections.connection import Connection
+
+_log = Logger(namespace="kvserver.connections.DrainDelay")
 
 QUIET_PERIOD = 0.3
 """
@@ -32,6 +36,58 @@ def isAtRest(connection: Connection, silent: float) -> bool:
     return (
         silent >= QUIET_PERIOD and connection.isIdle() and not connection.queued(termios.FIONREAD)
     )
+
+
+class DrainDelay:
+    """
+    The time between the signal to stop and the drain. Clients are still accepted and served, and
+    C{/readyz} says no, so that balancers stop sending new clients first.
+
+    @ivar isRunning: Whether this time has begun and is not over.
+    """
+
+    isRunning = False
+    _isAborted = False
+    _call: IDelayedCall | None = None
+
+    def __init__(self, reactor: Any, seconds: float) -> None:
+        """
+        @param reactor: Provides C{IReactorTime}.
+
+        @param seconds: How long it is. 0: there is no delay.
+        """
+        self._reactor = reactor
+        self._seconds = seconds
+        self._over: Deferred[None] = Deferred()
+
+    def begin(self) -> Deferred[None]:
+        """
+        The signal has come.
+
+        @return: Fires when the drain may begin.
+        """
+        if self._isAborted or not self._seconds:
+            return succeed(None)
+        _log.info(
+            "Stopping: not ready any more, and still accepting for {seconds} s",
+            seconds=self._seconds,
+        )
+        self.isRunning = True
+        self._call = self._reactor.callLater(self._seconds, self._end)
+        return self._over
+
+    def abort(self) -> None:
+        """
+        Do not wait, neither now nor later.
+        """
+        self._isAborted = True
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+            self._end()
+
+    def _end(self) -> None:
+        self.isRunning = False
+        self._over.callback(None)
 
 
 class Drain:

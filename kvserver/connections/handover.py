@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from kvserver.connections.addresses import formatAddress
+from kvserver.connections.banner import Banner
 from kvserver.connections.certificates import Certificates
 from kvserver.connections.connection import DONE, Connection
 from kvserver.connections.handshake import Handshake
@@ -46,14 +47,22 @@ class LocalHandover:
     Serves connections in this process: the TLS handshake, then the protocol.
     """
 
-    def __init__(self, factory: Factory, certificates: Certificates | None = None) -> None:
+    def __init__(
+        self,
+        factory: Factory,
+        certificates: Certificates | None = None,
+        banner: Banner | None = None,
+    ) -> None:
         """
         @param factory: Builds a protocol for each connection.
 
         @param certificates: The certificates for TLS. None: there is no TLS.
+
+        @param banner: The line that each connection begins with. None: there is none.
         """
         self._factory = factory
         self._certificates = certificates
+        self._banner = banner
         self.kind = Transport if certificates is None else TLSTransport
 
     def start(self) -> None:
@@ -85,4 +94,6 @@ class LocalHandover:
             transport.record.closeWith(CloseReason.REFUSED)
             transport.connectionLost(DONE)
         else:
+            if self._banner is not None:
+                transport.write(self._banner.line(transport))
             transport.connect(protocol)

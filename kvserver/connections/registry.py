@@ -39,6 +39,8 @@ class Connections(Service):
 
     @ivar limits: The limits on connections.
 
+    @ivar maxConnections: The most connections at a time.
+
     @ivar unit: What the protocols count. None: they count nothing.
 
     @ivar counters: Sums over the connections that have ended.
@@ -79,7 +81,7 @@ class Connections(Service):
         self.sourceLog = SourceLog(reactor)
         self.workers: IWorkers | None = None
         self.isDraining = False
-        self._maxConnections = limits.maxConnections or maxConnectionsAllowed()
+        self.maxConnections = limits.maxConnections or maxConnectionsAllowed()
         self._report = report
         self._verbose = verbose
         self._live: dict[Connection, Activity | None] = {}
@@ -102,6 +104,12 @@ class Connections(Service):
         """
         return iter(list(self._live))
 
+    def byAge(self, newestFirst: bool = False) -> Iterator[Connection]:
+        """
+        Iterate over the connections by age. None may start or end meanwhile.
+        """
+        return reversed(self._live) if newestFirst else iter(self._live)
+
     def counts(self) -> tuple[int, int, int]:
         """
         Return the work of the protocols, the bytes received and the bytes sent. Each is a sum over
@@ -122,6 +130,7 @@ class Connections(Service):
         """
         record = connection.record
         self.counters.accepted += 1
+        self.counters.acceptedBy[record.listener] += 1
         now = self._reactor.seconds()
         # In a worker, the master has numbered the connection already.
         record.id = record.id or self.counters.accepted
@@ -185,17 +194,17 @@ class Connections(Service):
         """
         Return whether one more connection may be accepted. If not, log that.
         """
-        if len(self._live) >= self._maxConnections and self.workers is not None:
+        if len(self._live) >= self.maxConnections and self.workers is not None:
             self.workers.receive()
-        if len(self._live) < self._maxConnections:
+        if len(self._live) < self.maxConnections:
             return True
         self._throttle("all", self._logFull)
         return False
 
     def _logFull(self, count: int) -> None:
-        what = "1 connection" if self._maxConnections == 1 else "{connections} connections"
+        what = "1 connection" if self.maxConnections == 1 else "{connections} connections"
         text = f"{what}: no more are accepted until one ends"
-        _log.warn(text + REPEATED[count > 1], connections=self._maxConnections, count=count)
+        _log.warn(text + REPEATED[count > 1], connections=self.maxConnections, count=count)
 
     def onNextEnd(self, call: Callable[[], None]) -> None:
         """

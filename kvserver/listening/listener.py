@@ -3,7 +3,6 @@ A listening socket, as a service that notices when its socket dies.
 """
 
 import errno
-import os
 import selectors
 import socket
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from kvserver.connections.addresses import fromSockaddr
 from kvserver.connections.record import ConnectionRecord
 from kvserver.connections.registry import Connections
 from kvserver.listening.route import Route
+from kvserver.listening.sockets import identityOf, placeOf
 from kvserver.listening.specification import ListenerSpec
 
 _log = Logger(namespace="kvserver.listener.Listener")
@@ -70,15 +70,6 @@ _TRANSIENT_ERRORS = {
 Errors of accept(2) that concern one connection: it is lost, or a firewall forbids it. The next one
 may work.
 """
-
-
-def _identity(opened: socket.socket) -> tuple[int, int]:
-    """
-    Return what identifies an open file. A file descriptor alone does not: it may come to stand for
-    another file.
-    """
-    status = os.fstat(opened.fileno())
-    return status.st_dev, status.st_ino
 
 
 @implementer(IReadDescriptor)
@@ -141,7 +132,7 @@ class Listener(Service):
         with ExitStack() as undo:
             self._selector = undo.enter_context(selectors.DefaultSelector())
             listening = undo.enter_context(self.spec.binding.listen())
-            self._identity = _identity(listening)
+            self._identity = identityOf(listening)
             self._selector.register(listening, selectors.EVENT_READ)
             self._socket = listening
             undo.callback(setattr, self, "_socket", None)
@@ -153,6 +144,8 @@ class Listener(Service):
             self._purpose + " on {address}{layers}",
             address=str(self.spec.binding),
             layers=layers,
+            listener=self.spec.name,
+            **placeOf(listening),
         )
 
     def startService(self) -> None:
@@ -225,7 +218,7 @@ class Listener(Service):
 
     def _isSameSocket(self, listening: socket.socket) -> bool:
         try:
-            return _identity(listening) == self._identity
+            return identityOf(listening) == self._identity
         except OSError:
             return False
 

@@ -2,6 +2,7 @@
 A listening socket: its options, and what is said if it can't be had.
 """
 
+import os
 import socket
 
 from twisted.internet.error import CannotListenError
@@ -54,3 +55,20 @@ def setSocketOptions(listening: socket.socket) -> None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def identityOf(opened: socket.socket) -> tuple[int, int]:
+    """
+    Return what identifies an open file. A file descriptor alone does not: it may come to stand for
+    another file.
+    """
+    status = os.fstat(opened.fileno())
+    return status.st_dev, status.st_ino
+
+
+def placeOf(listening: socket.socket) -> dict[str, object]:
+    """
+    Return the port or the path of a socket, as a field of a log event.
+    """
+    name = listening.getsockname()
+    return {"port": name[1]} if isinstance(name, tuple) else {"path": os.fsdecode(name)}

@@ -53,6 +53,11 @@ class Collector:
         connections, counters = self._connections, self._connections.counters
         yield GaugeMetricFamily("kvserver_connections", "Connections now.", len(connections))
         yield GaugeMetricFamily(
+            "kvserver_connections_limit",
+            "Connections at which no more are accepted.",
+            connections.maxConnections,
+        )
+        yield GaugeMetricFamily(
             "kvserver_draining", "1 while the daemon drains.", int(connections.isDraining)
         )
         yield CounterMetricFamily(
@@ -78,9 +83,21 @@ class Collector:
         restarts = CounterMetricFamily(
             "kvserver_listener_restarts", "Restarts of a listener.", labels=["listener"]
         )
+        live = GaugeMetricFamily(
+            "kvserver_listener_connections",
+            "Connections of a listener now.",
+            labels=["listener"],
+        )
+        accepted = CounterMetricFamily(
+            "kvserver_listener_connections_accepted",
+            "Connections accepted by a listener.",
+            labels=["listener"],
+        )
         for listener, count in self._restarts().items():
             restarts.add_metric([listener], count)
-        yield restarts
+            live.add_metric([listener], counters.live(listener))
+            accepted.add_metric([listener], counters.acceptedBy[listener])
+        yield from (restarts, live, accepted)
         yield CounterMetricFamily(
             "kvserver_accept_pauses",
             "Pauses of a listener because accept(2) failed.",

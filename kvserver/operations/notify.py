@@ -156,8 +156,10 @@ class Notifier(Service):
 
     def stopService(self) -> None:
         """
-        Send STOPPING, and ask for as much time as the drain may take.
+        Send STOPPING, unless that was done, and ask for as much time as the stop may take.
         """
+        if not self.running:
+            return
         super().stopService()
         for loop, _ in self._loops:
             if loop.running:

@@ -1,8 +1,9 @@
 """
-The operations site: metrics and health over HTTP.
+The operations site: an overview, metrics and health over HTTP.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -14,6 +15,8 @@ from twisted.web.server import Request, Site
 
 from kvserver.connections.limits import Limits
 from kvserver.operations.metrics import Collector
+from kvserver.operations.overview import Overview
+from kvserver.operations.page import HEADERS, render
 
 REQUEST_TIMEOUT = 10
 """
@@ -34,21 +37,32 @@ protocol needs.
 
 TEXT = "text/plain; charset=utf-8"
 
+HTML = "text/html; charset=utf-8"
+
+JSON = "application/json"
+
 
 class Page(Resource):
     """
     One page, rendered for each GET or HEAD request.
     """
 
-    def __init__(self, make: Callable[[Request], bytes], kind: str) -> None:
+    def __init__(
+        self,
+        make: Callable[[Request], bytes],
+        kind: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """
         @param make: Renders the page.
 
         @param kind: The content type.
+
+        @param headers: More headers.
         """
         super().__init__()
         self._make = make
-        self._kind = kind
+        self._headers = {"Content-Type": kind, **(headers or {})}
 
     def render(self, request: Request) -> bytes:
         """
@@ -58,7 +72,8 @@ class Page(Resource):
             request.setResponseCode(405)
             request.setHeader("Allow", "GET, HEAD")
             return b""
-        request.setHeader("Content-Type", self._kind)
+        for name, value in self._headers.items():
+            request.setHeader(name, value)
         page = self._make(request)
         request.setHeader("Content-Length", str(len(page)))
         return b"" if request.method == b"HEAD" else page
@@ -131,13 +146,29 @@ class QuietSite(Site):
         """
 
 
-def site(reactor: Any, collector: Collector, notReadyReason: Callable[[], str | None]) -> Any:
+def _address(request: Request) -> str:
     """
-    Build the operations site: C{/metrics}, C{/healthz} and C{/readyz}.
+    Return the address that a request asks for.
+    """
+    arguments: Any = request.args
+    (*_, address) = arguments.get(b"address", [b""])
+    return str(address.decode("utf-8", "replace")).strip()
+
+
+def site(
+    reactor: Any,
+    collector: Collector,
+    overview: Overview,
+    notReadyReason: Callable[[], str | None],
+) -> Any:
+    """
+    Build the operations site: C{/}, C{/connections}, C{/metrics}, C{/healthz} and C{/readyz}.
 
     @param reactor: Provides C{IReactorTime}.
 
     @param collector: Collects the metrics.
+
+    @param overview: Describes the daemon.
 
     @param notReadyReason: Returns why the daemon is not ready. None: it is ready.
 
@@ -155,6 +186,13 @@ def site(reactor: Any, collector: Collector, notReadyReason: Callable[[], str | 
         return f"{reason}\n".encode()
 
     root = Page(_missing, TEXT)
+    root.putChild(
+        b"", Page(lambda request: render(overview.describe(_address(request))), HTML, HEADERS)
+    )
+    root.putChild(
+        b"connections",
+        Page(lambda request: json.dumps(overview.describe(_address(request))).encode(), JSON),
+    )
     root.putChild(b"metrics", Page(lambda request: generate_latest(registry), CONTENT_TYPE_LATEST))
     root.putChild(b"healthz", Page(lambda request: b"alive\n", TEXT))
     root.putChild(b"readyz", Page(readiness, TEXT))

@@ -108,6 +108,7 @@ class Supervisor(MultiService):
         specs: Sequence[ChildSpec],
         intensity: RestartIntensity,
         giveUp: Callable[[], object],
+        leave: Callable[[], Deferred[None]] | None = None,
     ) -> None:
         """
         @param specs: The children, in the order in which they start.
@@ -116,11 +117,15 @@ class Supervisor(MultiService):
 
         @param giveUp: Called when one more restart is not allowed.
 
+        @param leave: Called when the supervisor is to stop. Until the C{Deferred} that it returns
+            has fired, all children run on, and are restarted when they die.
+
         @ivar restarts: How often each child has been restarted, by its name.
         """
         super().__init__()
         self._intensity = intensity
         self._giveUp = giveUp
+        self._leave = leave
         self.restarts = Counter[str]()
         self._order = [spec.name for spec in specs]
         for spec in specs:
@@ -150,15 +155,17 @@ class Supervisor(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """
-        Stop the children one by one, in reverse order. If one fails to stop, the rest are still
-        stopped.
+        Leave, and then stop the children one by one, in reverse order. If one fails to stop, the
+        rest are still stopped.
 
         @return: Fires when all have stopped.
         """
-        Service.stopService(self)
         return Deferred.fromCoroutine(self._stopChildren())
 
     async def _stopChildren(self) -> None:
+        if self._leave is not None:
+            await self._leave()
+        Service.stopService(self)
         for child in reversed(list(self)):
             await self._stop(child)
 

@@ -16,6 +16,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from kvserver.connections.banner import Banner
 from kvserver.connections.certificates import Certificates
 from kvserver.connections.connection import Connection
 from kvserver.connections.handover import LocalHandover, begin
@@ -142,11 +143,13 @@ class Worker:
         )
         self.connections.sourceLog = MasterSourceLog(self._reactor, self._channel.send)
         self.connections.startService()
-        self._handovers = {False: LocalHandover(factory)}
+        text = settings["banner"]
+        banner = None if text is None else Banner(text, settings["number"])
+        self._handovers = {False: LocalHandover(factory, banner=banner)}
         if settings["certificates"]:
             paths = self._unpack(settings["certificates"])
             self._certificates = WorkerCertificates(paths[0], paths[1], paths[2], self._read)
-            self._handovers[True] = LocalHandover(factory, self._certificates)
+            self._handovers[True] = LocalHandover(factory, self._certificates, banner)
         for handover in self._handovers.values():
             handover.start()
         self._channel.send(["ready"])

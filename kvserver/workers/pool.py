@@ -71,6 +71,7 @@ class Pool(Service):
         connections: Connections,
         certificates: Certificates | None = None,
         replaceTimeout: float = 0,
+        banner: str | None = None,
     ) -> None:
         """
         @param reactor: The reactor to run on.
@@ -87,12 +88,15 @@ class Pool(Service):
 
         @param replaceTimeout: How long a worker that was replaced waits for its last connections
             before it drains, in seconds; 0: for ever.
+
+        @param banner: The line that each connection begins with. None: there is none.
         """
         self.reactor = reactor
         self._poller = poller
         self._served = served
         self.connections = connections
         self._certificates = certificates
+        self._banner = banner
         self.replaceTimeout = replaceTimeout
         numbers = range(1, count + 1)
         self.processes: list[WorkerProcess] = []
@@ -230,14 +234,16 @@ class Pool(Service):
             self.schedule,
             lambda reason: self._onGone(process, reason),
         )
-        process.start(self._settings())
+        process.start(self._settings(number))
         self.processes.append(process)
         return process
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, number: int) -> dict[str, Any]:
         certificates = self._certificates
         return {
             "served": self._served,
+            "number": number,
+            "banner": self._banner,
             "limits": asdict(self.connections.limits),
             "certificates": certificates and fromCertificates(certificates),
         }

@@ -12,6 +12,8 @@ import struct
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -336,3 +338,16 @@ def stopInTheMiddle(folder: Path, port: int, stop: Callable[[], object]) -> None
             thread.join(PATIENCE)
             assert client.wait(PATIENCE) == 0
             assert path.read_bytes() == LINES
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """
+    Ask the operations site.
+
+    @return: The status and the body.
+    """
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()

@@ -165,7 +165,10 @@ class Daemon:
             self.port = int(self.listening[0])
             with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as client:
                 client.sendall(b"hello\n")
-                assert client.recv(100) == answer
+                came = b""
+                while len(came) < len(answer) and (part := client.recv(100)):
+                    came += part
+                assert came == answer
                 if self.workers():
                     # Until it is acknowledged, the master has a socket, too.
                     waitFor(self._isAtRest, "the socket is acknowledged")

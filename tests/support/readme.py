@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.rst"
 MANUAL = ROOT / "kvserver/manual"
 
+MONITORING = README.parent / "kvserver/manual/monitoring.rst"
 
 def block(begin: str, document: Path = README) -> str:
     """

@@ -17,6 +17,7 @@ from tests.support.clients import (
     ask,
     comesBack,
     connect,
+    get,
     program,
     receive,
     silent,
@@ -24,7 +25,7 @@ from tests.support.clients import (
     stick,
     stopInTheMiddle,
 )
-from tests.support.daemon import FOREGROUND, PATIENCE, TWISTD, Daemon, waitFor
+from tests.support.daemon import FOREGROUND, PATIENCE, TWISTD, Daemon, quietPort, waitFor
 from tests.support.wires import Authority, allOpened
 
 
@@ -50,6 +51,34 @@ def test_atRest(tmp_path: Path, number: int) -> None:
         assert daemon.process.wait(PATIENCE) == -number
         assert daemon.logs("Draining 100 connections, for at most 15 s") == 1
         assert daemon.logs("aborted") == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--workers=2",)])
+def test_delay(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """
+    With C{--drain-delay}, a daemon that was told to stop is not ready, and still accepts and
+    serves, until that time is over; a worker that dies meanwhile is restarted. The second signal
+    ends it.
+    """
+    site = quietPort()
+    more = "--drain-delay=60", f"--metrics=tcp:{site}:interface=127.0.0.1"
+    with Daemon(tmp_path, "--port=0", *more, *options) as daemon, connect(daemon.port) as client:
+        assert get(site, "/readyz") == (200, "ready\n")
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.waitForLog("Stopping: not ready any more, and still accepting for 60 s")
+        assert get(site, "/readyz") == (503, "stopping\n")
+        with connect(daemon.port) as late:
+            assert ask(late, b"late\n") == b"late\n"
+            assert ask(client, b"hello\n") == b"hello\n"
+            for pid in daemon.workers():
+                os.kill(pid, signal.SIGKILL)
+        if options:
+            daemon.waitForLog("is back", 2)
+            with connect(daemon.port) as late:
+                assert ask(late, b"later\n") == b"later\n"
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
+        assert daemon.logs("Traceback") == 0
 
 
 @pytest.mark.parametrize("run", [*range(3), *map(slow, range(3, 20))])

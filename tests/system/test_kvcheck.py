@@ -138,6 +138,53 @@ def inverted(data: bytes, begin: int, end: int) -> bytes:
     return data[:begin] + bytes(255 - byte for byte in data[begin:end]) + data[end:]
 
 
+@pytest.mark.parametrize(
+    "more", [(), pytest.param(("--workers=2",), marks=pytest.mark.slow)], ids=["one", "workers"]
+)
+def test_banner(tmp_path: Path, authority: Authority, more: tuple[str, ...]) -> None:
+    """
+    With C{--banner} on both sides each wire keeps the contract, and a load finds no fault. If only
+    the daemon has it, that is said.
+    """
+    certificate, key = authority.issue("localhost")
+    with Daemon(
+        tmp_path,
+        *("--listen", "tcp:0", "--listen", "tls:tcp:0", "--listen", "proxy:tls:tcp:0"),
+        *("--listen", f"unix:{tmp_path}/socket"),
+        *("--banner=%h %l %w", f"--access-log={tmp_path}/log"),
+        *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
+        *more,
+        answer=f"{socket.gethostname()} tcp:0 {'1' if more else '-'}\nhello\n".encode(),
+    ) as daemon:
+        plain = at(daemon.port)
+        tls = f"tls:127.0.0.1:{daemon.listening[1]}"
+        proxy = f"proxy:tls:127.0.0.1:{daemon.listening[2]}"
+        log = ("--server-log", tmp_path / "log")
+        tried = ["lines", "early", "half-close", "tail", "reset", "client-address"]
+        if more:
+            tried = [rule for rule in RULES if rule not in ("long-50mb", "idle")]
+        rules = [part for rule in tried for part in ("--rule", rule)]
+        for target in (plain, tls, f"unix:{tmp_path}/socket", proxy)[0 if more else 3 :]:
+            secure = () if "tls" not in target else ("--insecure",)
+            answer = kvcheck(target, "--banner", *secure, *log, *rules)
+            assert "FAILS" not in answer.outcomes().values(), answer.said["checks"]
+            answer = kvcheck(target, "--banner", *secure, "--churn", 100, *LOAD)
+            assert (answer.status, answer.said["fault_counts"]) == (0, {})
+        answer = kvcheck(plain, "--rule", "lines", "--timeout", 1)
+        assert "this is no plain echo: before the line came" in answer.detail("lines")
+        assert kvcheck(plain, "--timeout", 1, *LOAD).status == 1
+
+
+def test_noBanner(daemon: Daemon) -> None:
+    """
+    A banner that does not come is said, and in a load it is a lost line.
+    """
+    answer = kvcheck(at(daemon.port), "--banner", "--rule", "lines", "--timeout", 1)
+    assert answer.detail("lines") == "no banner came before the echo (--banner)"
+    answer = kvcheck(at(daemon.port), "--banner", "--lines", 1000, "--timeout", 1)
+    assert answer.fault() == ("lost", 0, 0, 0, 64)
+
+
 FAULTS: dict[str, tuple[Callable[[bytes], bytes], tuple[str, int, int, int, int]]] = {
     "a byte changed": (
         lambda data: inverted(data, 123_457, 123_458),

@@ -10,8 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +18,20 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.clients import LINES, Sender, ask, connect, exchange, program, reset, slow, stick
+from tests.support.clients import (
+    LINES,
+    Sender,
+    ask,
+    connect,
+    exchange,
+    get,
+    program,
+    reset,
+    slow,
+    stick,
+)
 from tests.support.daemon import PATIENCE, TWIST, Daemon, quietPort, waitFor
-from tests.support.readme import block
+from tests.support.readme import MONITORING, block
 from tests.support.sabotage import Sabotaged
 from tests.support.wires import PROXY_V1, Authority, TLSClient
 
@@ -32,19 +41,6 @@ def records(folder: Path) -> list[dict[str, Any]]:
     What the access log has.
     """
     return [json.loads(line) for line in (folder / "access.log").read_text().splitlines()]
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    """
-    Ask the metrics site.
-
-    @return: The status and the body.
-    """
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def samples(port: int) -> dict[str, float]:
@@ -543,6 +539,7 @@ def test_jsonLog(tmp_path: Path) -> None:
     events = [json.loads(event) for event in log.read_text().split("\x1e")[1:]]
     by = {event["log_format"]: event for event in events if event.get("log_format")}
     assert by["Accepting connections on {address}{layers}"]["address"] == f"port {port}"
+    assert by["Accepting connections on {address}{layers}"]["port"] == port
     begun = by["Connection {number} from {peer} on {listener}"]
     assert begun["log_level"]["name"] == "debug"
     assert (begun["number"], begun["listener"]) == (1, f"tcp:{port}")
@@ -582,22 +579,56 @@ class TestCannotStart:
 # Prometheus.
 
 
-def test_promtool(tmp_path: Path) -> None:
+def test_promtool(tmp_path: Path, authority: Authority) -> None:
     """
-    promtool has nothing to say against the metrics, nor against the README's alerts and scrapes.
+    promtool has nothing to say against the metrics, nor against the manual's alerts and scrapes.
+    The manual has all metrics, and no other. Alerts and dashboard name only metrics that exist.
     """
     promtool = program("promtool")
+    program("curl")
     metrics = quietPort()
-    with Daemon(tmp_path, "--port=0", *watched(metrics)):
+    certificate, key = authority.issue("localhost")
+    with Daemon(
+        tmp_path,
+        *("--listen", "tcp:0", "--listen", "tls:tcp:0", "--workers=1", *watched(metrics)),
+        *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
+    ):
         _, body = get(metrics, "/metrics")
+        asking = block("curl -sf", MONITORING).replace("9464", str(metrics))
+        counting = block("grep -o", MONITORING)
+        waitFor(lambda: "client_closed" in (tmp_path / "access.log").read_text(), "a record")
+        for command, expected in (asking, "ready\n"), (counting, '1 "reason": "client_closed"\n'):
+            said = subprocess.check_output(["sh", "-ec", command], cwd=tmp_path, text=True)
+            assert said.lstrip() == expected
     done = subprocess.run(
         [promtool, "check", "metrics"], input=body, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
-    (tmp_path / "rules.yml").write_text(block("groups:"))
-    subprocess.run([promtool, "check", "rules", str(tmp_path / "rules.yml")], check=True)
-    (tmp_path / "prometheus.yml").write_text(block("scrape_configs:"))
-    subprocess.run([promtool, "check", "config", str(tmp_path / "prometheus.yml")], check=True)
+    families = set(re.findall(r"^# TYPE (kvserver_\w+)", body, re.MULTILINE))
+    table = re.findall(r"^``(kvserver_\w+)``  ", MONITORING.read_text(), re.MULTILINE)
+    assert sorted(table) == sorted(families)
+    hosts, rules = tmp_path / "kvserver.hosts.yml", tmp_path / "kvserver.rules.yml"
+    rules.write_text(block("groups:", MONITORING))
+    folder = "/etc/prometheus"
+    command = block("seq -f", MONITORING).replace(folder, str(tmp_path))
+    subprocess.run(["sh", "-ec", command], check=True)
+    assert len(hosts.read_text().splitlines()) == 20
+    config = tmp_path / "prometheus.yml"
+    config.write_text(block("rule_files:", MONITORING).replace(folder, str(tmp_path)))
+    done = subprocess.run(
+        [promtool, "check", "config", str(config)], capture_output=True, text=True, check=True
+    )
+    assert "WARNING" not in done.stdout + done.stderr
+    names = set(re.findall(r"^(\w+)[ {]", body, re.MULTILINE))
+    dashboard = json.loads((MONITORING.parent / "grafana.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += re.findall(r"expr: (.*)", rules.read_text())
+    assert len(asked) > 20
+    # kvserver_echo is the name of a job.
+    used = set(re.findall(r"\b(?:kvserver|process)_\w+", " ".join(asked))) - {"kvserver_echo"}
+    assert used <= names
+    for rule in rules.read_text().split("- alert:")[1:]:
+        assert re.search(r"labels: \{severity: (critical|warning)\}", rule)
 
 
 @contextlib.contextmanager
@@ -657,10 +688,10 @@ def test_prometheus(tmp_path: Path) -> None:
 
 def test_blackboxExporter(tmp_path: Path) -> None:
     """
-    The README's configuration of blackbox_exporter probes the echo from end to end.
+    The manual's configuration of blackbox_exporter probes the echo from end to end.
     """
     exporter = program("prometheus-blackbox-exporter", "blackbox_exporter")
-    (tmp_path / "blackbox.yml").write_text(block("modules:"))
+    (tmp_path / "blackbox.yml").write_text(block("modules:", MONITORING))
     with Daemon(tmp_path) as daemon:
         port = quietPort()
         where = f"--web.listen-address=127.0.0.1:{port}"

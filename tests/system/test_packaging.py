@@ -46,7 +46,6 @@ def shipped(checkout: Path) -> set[str]:
         *(str(path.relative_to(checkout)) for path in files),
         *(str(path.relative_to(checkout)) for path in found),
         *(f"lib/systemd/system/{unit.name}" for unit in units),
-        *(str(path.relative_to(checkout)) for path in manual.glob("*.rst")),
         *(f"share/man/man1/{page.name}" for page in manual.glob("*.1")),
     }
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from tests.support import protocols
-from tests.support.clients import Stream, connect, receive, received
+from tests.support.clients import Stream, connect, get, receive, received
 from tests.support.daemon import (
     PATIENCE,
     TWISTD,
@@ -36,7 +36,7 @@ from tests.support.protocols import FEW, Pouring, poured
 from tests.support.readme import block
 from tests.support.wires import PROXY_V2, Authority, TLSClient, wires
 from tests.system.test_drain import stopped
-from tests.system.test_operation import get, records, samples, watched
+from tests.system.test_operation import records, samples, watched
 from tests.system.test_programs import Telnet
 from tests.system.test_twistd import run
 

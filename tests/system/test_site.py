@@ -3,16 +3,24 @@ The operations site, over real sockets, as any client of HTTP may ask it.
 """
 
 import contextlib
+import json
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from tests.support.clients import ask, connect, manyDescriptors, program, received
+from kvserver.operations.overview import Overview
+from kvserver.operations.page import HEADERS, render
+from kvserver.operations.rates import Rates
+from kvserver.operations.site import HTML
+from tests.support.clients import ask, connect, get, manyDescriptors, program, received
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, quietPort, waitFor
+from tests.support.memory import MemoryServer
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +65,20 @@ def test_versions(site: int, version: str) -> None:
         answer = exchanged(site, f"GET /healthz HTTP/{version}\r\n{more}\r\n".encode())
         assert answer.startswith(f"HTTP/{version} 200 ".encode())
         assert answer.endswith(b"\r\n\r\nalive\n")
+
+
+def test_overview(site: int) -> None:
+    """
+    The page is HTML that may load nothing, C{/connections} is the same as JSON.
+    """
+    head, _, page = exchanged(site, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+    assert b"Content-Security-Policy: default-src 'none'; " in head
+    assert page.startswith(b"<!DOCTYPE html>")
+    status, said = get(site, "/connections?address=127.")
+    overview = json.loads(said)
+    assert (status, overview["ready"], overview["address"]) == (200, "ready", "127.")
+    (listener,) = overview["listeners"]
+    assert (listener["listener"], listener["listening"]) == ("tcp:0", True)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +142,109 @@ def test_curl(tmp_path: Path, site: int, options: tuple[str, ...]) -> None:
         check=True,
     )
     assert (done.stdout, done.stderr) == ("200" if options in ((), ("-0",)) else "405", "")
+
+
+def browse(folder: Path, port: int, path: str, *options: str) -> str:
+    """
+    Open a page in a real browser. Nothing must be wrong with it.
+
+    @return: What it has made of the page, as HTML.
+    """
+    done = subprocess.run(
+        [
+            program("chromium-headless-shell", "chromium"),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            *(f"--user-data-dir={folder}/profile", "--enable-logging=stderr", *options),
+            *("--dump-dom", f"http://127.0.0.1:{port}{path}"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE,
+        check=True,
+    )
+    # What the page's policy forbids, and errors of its script, are said there.
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [(), ("--workers=2",)], ids=["one", "workers"])
+def test_browser(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    """
+    In a real browser the page shows who is connected, by address; text stays text.
+    """
+    site = quietPort()
+    where = f"--metrics=tcp:{site}:interface=127.0.0.1"
+    evil = "unix:x<b title>&"
+    with (
+        Daemon(tmp_path, "--listen", "tcp:0", "--listen", evil, where, *workers) as daemon,
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(connect(daemon.port)) for _ in range(3)]
+        peers = ["{}:{}".format(*client.getsockname()) for client in clients]
+        for client in clients:
+            assert ask(client, b"hello\n") == b"hello\n"
+
+        def lines() -> list[int]:
+            return [one["lines"] for one in json.loads(get(site, "/connections")[1])["oldest"]]
+
+        waitFor(lambda: lines() == [1, 1, 1], "all lines are counted")
+        shown = browse(tmp_path, site, "/")
+        assert all(f"<td>{peer}</td>" in shown for peer in peers)
+        assert "<td>unix:x&lt;b title&gt;&amp;</td>" in shown
+        assert '<b class="good">ready</b>' in shown
+        assert shown.count("<svg") == 5
+        assert shown.count("<td>ready</td>") == (2 if workers else 0)
+        shown = browse(tmp_path, site, f"/?address={peers[1].rpartition(':')[2]}")
+        assert [f"<td>{peer}</td>" in shown for peer in peers] == [False, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seconds", "isGone"), [(7, False), (17, True)])
+def test_script(tmp_path: Path, seconds: int, isGone: bool) -> None:
+    """
+    The page's script brings what is new, and says when nobody answers any more.
+    """
+    server = MemoryServer()
+    rates = Rates(server.clock, server.connections)
+    overview = Overview(server.clock, server.connections, rates, list, dict, lambda: None)
+    pages = [render(overview.describe())]
+    server.enter()
+    pages.append(render(overview.describe()))
+    server.close()
+    assert [b"<td>192.0.2.1:1024</td>" in page for page in pages] == [False, True]
+
+    class Handler(BaseHTTPRequestHandler):
+        """
+        Serves each page once, and then nothing.
+        """
+
+        def do_GET(self) -> None:
+            """
+            Answer, as the site does.
+            """
+            if self.path == "/":
+                self.send_response(200 if pages else 503)
+                for name, value in (HEADERS | {"Content-Type": HTML}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(pages.pop(0) if pages else b"")
+
+        def log_message(self, format: str, *args: object) -> None:
+            """
+            Log nothing.
+            """
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        # In virtual time, the script's timer fires at once.
+        budget = f"--virtual-time-budget={seconds}000"
+        shown = browse(tmp_path, site.server_port, "/", budget)
+        site.shutdown()
+    assert pages == []
+    assert "<td>192.0.2.1:1024</td>" in shown
+    assert ('id="gone" hidden' not in shown) == isGone
 
 
 def test_select(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.clients import LINES, Sender, ask, connect, exchange, stick
 from tests.support.daemon import PATIENCE, waitFor
-from tests.support.readme import README, block
+from tests.support.readme import MONITORING, block
 from tests.support.sabotage import SABOTEUR
 from tests.support.wires import PROXY_V1, Authority, TLSClient
 
@@ -534,7 +534,7 @@ def get(page: str) -> str:
     """
     A page of the operations site.
     """
-    with urllib.request.urlopen(f"http://127.0.0.1:9100{page}", timeout=PATIENCE) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:9464{page}", timeout=PATIENCE) as answer:
         return str(answer.read().decode())
 
 
@@ -558,14 +558,14 @@ def test_settingsForOperation() -> None:
     waitFor(lambda: '"reason": "client_closed"' in log.read_text(), "the record")
     assert get("/readyz") == "ready\n"
     assert get("/healthz") == "alive\n"
-    # Each that the README has.
+    # Each that the manual has.
     body = get("/metrics")
-    table = re.findall(r"^``(kvserver_\w+)``  ", README.read_text(), re.MULTILINE)
+    table = re.findall(r"^``(kvserver_\w+)``  ", MONITORING.read_text(), re.MULTILINE)
     process = (
         *("cpu_seconds_total", "resident_memory_bytes", "virtual_memory_bytes"),
         *("open_fds", "max_fds", "start_time_seconds"),
     )
-    table = [name for name in table if not name.startswith("kvserver_worker")]
+    table = [name for name in table if not name.startswith(("kvserver_worker", "kvserver_tls"))]
     for name in *table, *(f"process_{name}" for name in process):
         assert f"# TYPE {name}" in body
     started = float(re.findall(r"^process_start_time_seconds (\S+)$", body, re.MULTILINE)[0])

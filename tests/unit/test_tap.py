@@ -298,6 +298,34 @@ def test_manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
                 child.stopService()
 
 
+def test_drainDelay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """
+    With C{--drain-delay}, the service manager hears at once that the daemon stops, and how long
+    that may take; the listeners go on until the delay is over.
+    """
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    options = parse(f"--listen=unix:{tmp_path}/1", "--drain-delay=7", "--drain-timeout=3")
+    reactor = MemoryReactorClock()
+    supervisor = makeService(options, reactor)
+    (listener,) = (child for child in supervisor if isinstance(child, Listener))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.setblocking(False)
+        for child in supervisor:
+            if isinstance(child, Listener | Notifier):
+                child.startService()
+        done: list[None] = []
+        supervisor.stopService().addCallback(done.append)
+        assert manager.recv(4096) == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000"
+        reactor.advance(6.9)
+        assert (done, listener.isListening()) == ([], True)
+        reactor.advance(0.1)
+        assert (done, listener.isListening()) == ([None], False)
+        with pytest.raises(BlockingIOError):
+            manager.recv(4096)
+
+
 def test_listenTree(tmp_path: Path) -> None:
     """
     Each C{--listen} is a listener of its own, with its layers, by its name.
@@ -337,7 +365,8 @@ def test_operation(tmp_path: Path) -> None:
     supervisor = makeService(options, MemoryReactorClock())
     children = [child.name for child in supervisor]
     assert children == [
-        *("signals", "visitors", "metrics", "access log", "connections", "tcp:4040", "notifier"),
+        *("signals", "rates", "visitors", "metrics"),
+        *("access log", "connections", "tcp:4040", "notifier"),
     ]
     # Nothing is opened before the tree is started.
     assert not log.exists()
@@ -362,6 +391,8 @@ def test_operation(tmp_path: Path) -> None:
     [
         ("--metrics=tcp:x", "--metrics: 'tcp:x': 'x' is not a TCP port from 0 to 65535"),
         ("--metrics=", "--metrics: '': not an endpoint: "),
+        ("--drain-delay=-1", "--drain-delay: '-1' is not a number of seconds from 0 to "),
+        ("--banner=%x", "--banner: '%x' is not one line of 1 to 1000 characters, in which %h is "),
     ],
 )
 def test_wrongOperation(option: str, reason: str) -> None:
@@ -376,10 +407,10 @@ def test_wrongOperation(option: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--port=9100", "--metrics=tcp:9100"], "'tcp:9100': tcp:9100 has that address"),
+        (["--port=9464", "--metrics=tcp:9464"], "'tcp:9464': tcp:9464 has that address"),
         (
-            ["--listen=tcp:1", "--listen=tls:tcp:9100", "--metrics=tcp:9100:interface=127.0.0.1"],
-            "'tcp:9100:interface=127.0.0.1': tls:tcp:9100 has that address",
+            ["--listen=tcp:1", "--listen=tls:tcp:9464", "--metrics=tcp:9464:interface=127.0.0.1"],
+            "'tcp:9464:interface=127.0.0.1': tls:tcp:9464 has that address",
         ),
         (["--listen=unix:/x", "--metrics=unix:/./x"], "'unix:/./x': unix:/x has that address"),
     ],

@@ -188,6 +188,7 @@ def test_listensOnce() -> None:
             f"Accepting connections on port {harness.address.port}"
         )
         assert harness.address.port > 0
+        assert (event["port"], event["listener"]) == (harness.address.port, "tcp:0")
         harness.close()
 
 

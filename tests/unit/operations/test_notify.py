@@ -119,6 +119,7 @@ def test_life(ear: Ear) -> None:
     assert ready == "READY=1"
     harness.notifier.stopService()
     assert ear.heard() == ["STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000"]
+    harness.notifier.stopService()
     harness.notifier.reloading()
     harness.notifier.ready()
     harness.reactor.advance(3600)

@@ -14,6 +14,8 @@ from kvserver import __version__
 from kvserver.connections.counters import DURATION_BUCKETS
 from kvserver.connections.record import CloseReason
 from kvserver.operations.metrics import Collector
+from kvserver.operations.overview import Overview
+from kvserver.operations.rates import Rates
 from kvserver.operations.site import REQUEST_TIMEOUT, site
 from tests.support.memory import PLENTY, MemoryServer
 
@@ -35,7 +37,16 @@ class ServerWithSite(MemoryServer):
         self.notReadyReason: str | None = None
         self.expiry: float | None = None
         collector = Collector(self.connections, lambda: self.restarts, lambda: self.expiry)
-        self.site = site(self.clock, collector, lambda: self.notReadyReason)
+        self.rates = Rates(self.clock, self.connections)
+        overview = Overview(
+            self.clock,
+            self.connections,
+            self.rates,
+            list,
+            lambda: self.restarts,
+            lambda: self.notReadyReason,
+        )
+        self.site = site(self.clock, collector, overview, lambda: self.notReadyReason)
 
     def ask(
         self, path: str, method: str = "GET", rest: str = "HTTP/1.0\r\n", body: str = ""
@@ -88,9 +99,14 @@ def server() -> ServerWithSite:
 
 def test_pages(server: ServerWithSite) -> None:
     """
-    There are three pages, for GET and HEAD, and no other.
+    There are five pages, for GET and HEAD, and no other.
     """
-    for path, kind in ("/metrics", "text/plain; version="), ("/healthz", "text/plain; charset"):
+    for path, kind in (
+        ("/", "text/html; charset=utf-8"),
+        ("/connections", "application/json"),
+        ("/metrics", "text/plain; version="),
+        ("/healthz", "text/plain; charset"),
+    ):
         status, head, body = server.ask(path)
         assert (status, bool(body)) == (200, True)
         assert re.search(rf"^content-type: {re.escape(kind)}", head, re.IGNORECASE | re.MULTILINE)
@@ -100,7 +116,7 @@ def test_pages(server: ServerWithSite) -> None:
             status, head, body = server.ask(path, method)
             assert (status, body) == (405, "")
             assert "Allow: GET, HEAD" in head
-    for path in "/", "/metrics/", "/metrics/x", "/metric", "/healthz?x/y/../..//":
+    for path in "//", "/connections/", "/metrics/", "/metrics/x", "/metric", "/healthz?x/y/../..//":
         assert server.ask(path)[0] == (200 if "?" in path else 404), path
 
 
@@ -123,6 +139,7 @@ def test_counts(server: ServerWithSite) -> None:
     server.visit(2.0, CloseReason.REFUSED)
     server.enter()
     server.connections.counters.acceptPauses = 7
+    server.connections.maxConnections = 11
     server.restarts["tcp:0"] = 2
     found = server.metrics()
     assert found["kvserver_connections"] == 1
@@ -133,6 +150,9 @@ def test_counts(server: ServerWithSite) -> None:
     assert found["kvserver_connections_refused_total"] == 1
     assert found["kvserver_listener_restarts_totaltcp:0"] == 2
     assert found["kvserver_accept_pauses_total"] == 7
+    assert found["kvserver_connections_limit"] == 11
+    assert found["kvserver_listener_connectionstcp:0"] == 1
+    assert found["kvserver_listener_connections_accepted_totaltcp:0"] == 3
     assert found["kvserver_draining"] == 0
     assert found["kvserver_build_info" + "".join(sorted(buildLabels(server)))] == 1
     assert __version__ in buildLabels(server)

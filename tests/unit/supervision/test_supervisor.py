@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs
@@ -56,6 +56,8 @@ class Family:
     @ivar unable: The names of those that can't start.
 
     @ivar givenUp: Has the supervisor given up?
+
+    @ivar left: What the supervisor waits for before it stops its children.
     """
 
     def __init__(self, restart: Restart = "permanent") -> None:
@@ -63,10 +65,12 @@ class Family:
         self.events: list[str] = []
         self.unable: set[str] = set()
         self.givenUp = False
+        self.left: Deferred[None] = succeed(None)
         self.supervisor = Supervisor(
             [ChildSpec(name, lambda died: Child(self, died), restart) for name in "abc"],
             RestartIntensity(self.clock.seconds),
             self.giveUp,
+            lambda: self.left,
         )
 
     def giveUp(self) -> None:
@@ -250,6 +254,24 @@ def test_deathWhileStopping() -> None:
     family.supervisor.stopService()
     family.happened()
     family.child("a").die(ZeroDivisionError())
+    assert family.happened() == []
+
+
+def test_leaving() -> None:
+    """
+    While the supervisor leaves, its children run on, and one that dies is restarted.
+    """
+    family = Family()
+    family.left = Deferred()
+    family.supervisor.startService()
+    family.happened()
+    family.supervisor.stopService()
+    assert family.happened() == []
+    family.child("c").die(ZeroDivisionError())
+    assert family.happened() == ["stop c", "prepare c", "start c"]
+    family.left.callback(None)
+    assert family.happened() == ["stop c"]
+    family.child("b").die(ZeroDivisionError())
     assert family.happened() == []
 
 

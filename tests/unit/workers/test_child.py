@@ -63,11 +63,17 @@ class Master:
     def _receive(self, message: list[Any], descriptors: list[int]) -> None:
         self.said.append(message)
 
-    def begin(self, served: str = ECHO, **limits: int) -> "Master":
+    def begin(self, served: str = ECHO, banner: str | None = None, **limits: int) -> "Master":
         """
         Let the worker get ready.
         """
-        settings = {"served": served, "limits": asdict(Limits(**limits)), "certificates": None}
+        settings = {
+            "served": served,
+            "number": 7,
+            "banner": banner,
+            "limits": asdict(Limits(**limits)),
+            "certificates": None,
+        }
         self.channel.send(["begin", settings])
         self.turn()
         return self
@@ -175,6 +181,14 @@ def test_life(master: Master) -> None:
     master.turn(REPORT_INTERVAL)
     ((ended,),) = master.heard("ended")
     assert ended == [[[7, 13, 13, 2, None, None], "client_closed", 0]]
+
+
+def test_banner(master: Master) -> None:
+    """
+    A worker sends the banner, with its number.
+    """
+    peer = master.begin(banner="%w %c").hand(1, CLIENT)
+    assert peer.recv(100) == f"7 {CLIENT.host}:{CLIENT.port}\n".encode()
 
 
 def test_acknowledgesFirst(master: Master) -> None:
