@@ -11,6 +11,7 @@ MANUAL = ROOT / "kvserver/manual"
 
 MONITORING = README.parent / "kvserver/manual/monitoring.rst"
 
+
 def block(begin: str, document: Path = README) -> str:
     """
     The one literal block that begins so.
