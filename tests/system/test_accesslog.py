@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.clients import ask, connect, program
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, waitFor
-from tests.support.readme import block
+from tests.support.documents import block
 
 NOBODY = 65534
 

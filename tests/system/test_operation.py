@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.clients import LINES, Sender, ask, connect, exchange, program, reset, slow, stick
 from tests.support.daemon import PATIENCE, TWIST, Daemon, quietPort, waitFor
-from tests.support.readme import block
+from tests.support.documents import block
 from tests.support.sabotage import Sabotaged
 from tests.support.wires import PROXY_V1, Authority, TLSClient
 
