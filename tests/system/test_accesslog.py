@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.clients import ask, connect, program
 from tests.support.daemon import COMMAND, PATIENCE, TWISTD, Daemon, environment, quietPort, waitFor
-from tests.support.readme import block
+from tests.support.documents import block
 
 NOBODY = 65534
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.support.clients import LINES, Stream, ask, connect, exchange, program, receive
 from tests.support.daemon import PATIENCE, Daemon, quietPort, waitFor
-from tests.support.readme import MANUAL, ROOT, block
+from tests.support.documents import ROOT, block
 from tests.support.wires import Authority, TLSClient
 
 SHIPPED = ROOT / "kvserver/deploy/haproxy.cfg"
@@ -172,7 +172,7 @@ def test_haproxy(tmp_path: Path, authority: Authority) -> None:
     daemon is killed under load new connections are answered, and when it is back it serves again.
     When the other one drains nobody loses a line: connections that stay are closed in order.
     """
-    pasted = shlex.split(block("haproxy -c", MANUAL / "containers.rst"))
+    pasted = shlex.split(block("haproxy -c"))
     subprocess.run([program("haproxy"), *pasted[1:]], cwd=ROOT, check=True)
     with ExitStack() as stack:
         site = Site(tmp_path, authority, stack)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.clients import ask, connect, receive, stick
 from tests.support.daemon import PATIENCE, TWISTD, quietPort, waitFor
-from tests.support.readme import block
+from tests.support.documents import block
 from tests.support.sabotage import Sabotaged
 
 OPTIONS = ("--no_save",)

@@ -22,7 +22,7 @@ import pytest
 
 from tests.support.clients import LINES, ask, connect, exchange, program, receive, skip
 from tests.support.daemon import environment, waitFor
-from tests.support.readme import MANUAL, ROOT, block
+from tests.support.documents import MANUAL, ROOT, block
 from tests.support.wires import Authority, TLSClient
 
 pytestmark = pytest.mark.slow
@@ -170,7 +170,7 @@ def built() -> Iterator[Podman]:
         podman.shell(f"podman import --quiet {folder}/base.tar base")
         for name in BASES:
             podman.shell(f"podman tag base {name}")
-        podman.shell(block("podman build -f", CHAPTER))
+        podman.shell(block("podman build -f"))
         try:
             yield podman
         finally:
@@ -181,16 +181,16 @@ def doesAsTheManualSays(podman: Podman) -> None:
     """
     Paste what the manual shows.
     """
-    podman.shell(block("podman build --build-arg BASE", CHAPTER))
-    podman.shell(block("podman run -d --name kvserver ", CHAPTER))
+    podman.shell(block("podman build --build-arg BASE"))
+    podman.shell(block("podman run -d --name kvserver "))
     podman.waitForLog("kvserver", "Accepting connections on port 4040")
-    printed = podman.shell(block("podman run --rm", CHAPTER))
+    printed = podman.shell(block("podman run --rm"))
     assert "result: ok" in printed
-    printed = podman.shell(block("seq 1 5", CHAPTER))
+    printed = podman.shell(block("seq 1 5"))
     assert printed.startswith("1\n2\n3\n4\n5\n")
     assert "Received SIGTERM" not in printed
     assert podman.shell("podman inspect --format={{.State.ExitCode}} kvserver") == "0\n"
-    podman.shell(block("mkdir -p tls", CHAPTER))
+    podman.shell(block("mkdir -p tls"))
     podman.waitForLog("kvserver-tls", "Accepting connections on port 4443")
     context = ssl.create_default_context(cafile=podman.checkout / "tls/server.pem")
     with TLSClient(connect(4443), context) as client:

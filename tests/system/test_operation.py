@@ -31,7 +31,7 @@ from tests.support.clients import (
     stick,
 )
 from tests.support.daemon import PATIENCE, TWIST, Daemon, quietPort, waitFor
-from tests.support.readme import MONITORING, block
+from tests.support.documents import MONITORING, block
 from tests.support.sabotage import Sabotaged
 from tests.support.wires import PROXY_V1, Authority, TLSClient
 
@@ -594,8 +594,8 @@ def test_promtool(tmp_path: Path, authority: Authority) -> None:
         *(f"--tls-certificate={certificate}", f"--tls-private-key={key}"),
     ):
         _, body = get(metrics, "/metrics")
-        asking = block("curl -sf", MONITORING).replace("9464", str(metrics))
-        counting = block("grep -o", MONITORING)
+        asking = block("curl -sf").replace("9464", str(metrics))
+        counting = block("grep -o")
         waitFor(lambda: "client_closed" in (tmp_path / "access.log").read_text(), "a record")
         for command, expected in (asking, "ready\n"), (counting, '1 "reason": "client_closed"\n'):
             said = subprocess.check_output(["sh", "-ec", command], cwd=tmp_path, text=True)
@@ -608,13 +608,13 @@ def test_promtool(tmp_path: Path, authority: Authority) -> None:
     table = re.findall(r"^``(kvserver_\w+)``  ", MONITORING.read_text(), re.MULTILINE)
     assert sorted(table) == sorted(families)
     hosts, rules = tmp_path / "kvserver.hosts.yml", tmp_path / "kvserver.rules.yml"
-    rules.write_text(block("groups:", MONITORING))
+    rules.write_text(block("groups:"))
     folder = "/etc/prometheus"
-    command = block("seq -f", MONITORING).replace(folder, str(tmp_path))
+    command = block("seq -f").replace(folder, str(tmp_path))
     subprocess.run(["sh", "-ec", command], check=True)
     assert len(hosts.read_text().splitlines()) == 20
     config = tmp_path / "prometheus.yml"
-    config.write_text(block("rule_files:", MONITORING).replace(folder, str(tmp_path)))
+    config.write_text(block("rule_files:").replace(folder, str(tmp_path)))
     done = subprocess.run(
         [promtool, "check", "config", str(config)], capture_output=True, text=True, check=True
     )
@@ -691,7 +691,7 @@ def test_blackboxExporter(tmp_path: Path) -> None:
     The manual's configuration of blackbox_exporter probes the echo from end to end.
     """
     exporter = program("prometheus-blackbox-exporter", "blackbox_exporter")
-    (tmp_path / "blackbox.yml").write_text(block("modules:", MONITORING))
+    (tmp_path / "blackbox.yml").write_text(block("modules:"))
     with Daemon(tmp_path) as daemon:
         port = quietPort()
         where = f"--web.listen-address=127.0.0.1:{port}"

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.clients import LINES, ask, connect, program, slow
 from tests.support.daemon import PATIENCE, TWISTD, Daemon, environment, quietPort, waitFor
-from tests.support.readme import block
+from tests.support.documents import block
 from tests.support.wires import Authority
 
 
@@ -409,7 +409,7 @@ def test_eachWireByHand(tmp_path: Path) -> None:
     What the README shows to try TLS, a UNIX socket and the PROXY protocol answers.
     """
     program("ncat"), program("nc.openbsd", "nc")
-    make, run = block("openssl req -x509").strip().split("\n")
+    make, run = block("openssl req -x509").replace("\\\n", "").strip().split("\n")
     subprocess.run(shlex.split(make), cwd=tmp_path, check=True, capture_output=True)
     path = str(tmp_path / "echo.sock")
     _, _, options = re.sub(r"tcp:\d+", "tcp:0", run).partition(" kvserver ")

@@ -32,8 +32,8 @@ from tests.support.daemon import (
     quietPort,
     waitFor,
 )
+from tests.support.documents import block
 from tests.support.protocols import FEW, Pouring, poured
-from tests.support.readme import block
 from tests.support.wires import PROXY_V2, Authority, TLSClient, wires
 from tests.system.test_drain import stopped
 from tests.system.test_operation import records, samples, watched
@@ -53,7 +53,7 @@ def test_example(tmp_path: Path) -> None:
     option = block(".venv/bin/twistd -n kvserver --protocol=").split()[-1]
     assert option == f"--protocol={KV}"
     with Daemon(tmp_path, "--port=0", option, answer=UNKNOWN) as daemon:
-        _, *shown = block("$ telnet 127.0.0.1 4040\n    CREATE").split("\n")
+        _, *shown = block("$ telnet 127.0.0.1 4040\nCREATE").split("\n")
         telnet = Telnet(daemon.port)
         commands = ("CREATE", "PUT", "GET", "DELETE")
         for line in filter(None, shown):

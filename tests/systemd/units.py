@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.clients import LINES, Sender, ask, connect, exchange, stick
 from tests.support.daemon import PATIENCE, waitFor
-from tests.support.readme import MONITORING, block
+from tests.support.documents import MONITORING, block
 from tests.support.sabotage import SABOTEUR
 from tests.support.wires import PROXY_V1, Authority, TLSClient
 

@@ -11,7 +11,7 @@ import kvserver
 from kvserver.check.options import parseArguments
 from kvserver.tap import Options
 from tests.support.clients import skip
-from tests.support.readme import MANUAL, ROOT
+from tests.support.documents import MANUAL, ROOT
 
 # The extra dev is needed, which not all that run the other tests have.
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from twisted.internet.testing import MemoryReactorClock
 
 import kvserver
 from kvserver.tap import Options, makeService
-from tests.support.readme import block
+from tests.support.documents import block
 
 FOLDER = Path(kvserver.__file__).parent
 
@@ -38,11 +38,11 @@ def rooms() -> set[str]:
     return found - {"__init__.py"}
 
 
-def test_roomsOfTheReadme() -> None:
+def test_roomsOfTheManual() -> None:
     """
-    The README names each folder and module, and no other.
+    The manual names each folder and module, and no other.
     """
-    drawn = re.findall(r"^  (\S+) +\S", block("kvserver/\n      __main__.py"), re.MULTILINE)
+    drawn = re.findall(r"^  (\S+) +\S", block("kvserver/\n  __main__.py"), re.MULTILINE)
     assert set(drawn) == rooms()
     assert len(drawn) == len(rooms())
 
@@ -56,9 +56,9 @@ def test_roomsOfTheDocstring() -> None:
     assert set(drawn) == {name.removesuffix(".py") for name in rooms()}
 
 
-def test_treeOfTheReadme(tmp_path: Path) -> None:
+def test_treeOfTheManual(tmp_path: Path) -> None:
     """
-    The children of the service tree are those that the README draws, in this order.
+    The children of the service tree are those that the manual draws, in this order.
     """
     options = Options()
     options.parseOptions(
@@ -68,8 +68,6 @@ def test_treeOfTheReadme(tmp_path: Path) -> None:
         ]
     )
     children = [type(child).__name__ for child in makeService(options, MemoryReactorClock())]
-    drawn = re.findall(
-        r"^[|`]-- (\w+)(?: (\d) \.\. N)?", block("Supervisor\n    |--"), re.MULTILINE
-    )
+    drawn = re.findall(r"^[|`]-- (\w+)(?: (\d) \.\. N)?", block("Supervisor\n|--"), re.MULTILINE)
     expected = [name for name, several in drawn for _ in range(2 if several else 1)]
     assert children == expected
