@@ -14,6 +14,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.support.clients import LINES, Stream, ask, connect, exchange, program, receive
 from tests.support.daemon import PATIENCE, Daemon, quietPort, waitFor
 from tests.support.documents import ROOT, block
@@ -166,6 +168,7 @@ def isReady(client: Callable[[], Stream]) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_haproxy(tmp_path: Path, authority: Authority) -> None:
     """
     The contract holds through HAProxy, in each set-up; its health checks are no warning. When a

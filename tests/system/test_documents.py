@@ -80,7 +80,7 @@ def test_daemonized(tmp_path: Path) -> None:
     """
     start, end = block(".venv/bin/twistd --pidfile=/tmp/kvserver.pid").splitlines()
     port = quietPort()
-    for before, now in (".venv/bin", str(SCRIPTS)), ("/tmp", str(tmp_path)):
+    for before, now in ("/tmp", str(tmp_path)), (".venv/bin", str(SCRIPTS)):
         start, end = start.replace(before, now), end.replace(before, now)
     subprocess.run(["sh", "-c", start], env=environment(PORT=str(port)), check=True)
     waitFor(lambda: "Accepting" in (tmp_path / "kvserver.log").read_text(), "it listens")

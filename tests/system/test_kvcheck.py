@@ -725,6 +725,7 @@ def test_aSoakSurvivesARestart(daemon: Daemon) -> None:
     assert {end["ending"] for end in said["ends"]} <= {"dropped", "reset", "cut", "refused"}
 
 
+@pytest.mark.slow
 def test_ownPausesAreNotBlamedOnThePath(daemon: Daemon) -> None:
     """
     Own pauses are not blamed on the path.

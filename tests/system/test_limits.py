@@ -12,6 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.clients import (
     LINES,
     Sender,
@@ -98,6 +100,7 @@ def test_balancerIsNoClient(tmp_path: Path) -> None:
         assert daemon.logs("127.0.0.1 has 1 connection: more are refused") == 1
 
 
+@pytest.mark.slow
 def test_idleTimeout(tmp_path: Path) -> None:
     """
     Of 5,000 idle and 200 dripping clients the idle ones are gone after 5 to 7 seconds, and the
