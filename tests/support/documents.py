@@ -41,7 +41,6 @@ DAEMONS = (
     ".venv/bin/twistd -n kvserver --listen tcp:4040 --listen proxy:tls:tcp:4444",
     ".venv/bin/twistd -n kvserver --workers=2",
     ".venv/bin/twist --log-format=json",
-    ".venv/bin/kvserver --log-level=debug",
 )
 """
 The blocks that end in a daemon in the foreground, by how they begin.
