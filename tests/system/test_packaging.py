@@ -37,6 +37,7 @@ def shipped(checkout: Path) -> set[str]:
     What of a checkout belongs into the wheel.
     """
     found = (*(checkout / "kvserver").rglob("*.py"), *(checkout / "twisted").rglob("*.py"))
+    found = (*found, *(checkout / "kvserver/manual").iterdir())
     units = (checkout / "kvserver/operations/units").iterdir()
     return {
         "kvserver/py.typed",
