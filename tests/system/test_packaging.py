@@ -37,7 +37,7 @@ def shipped(checkout: Path) -> set[str]:
     What of a checkout belongs into the wheel.
     """
     found = (*(checkout / "kvserver").rglob("*.py"), *(checkout / "twisted").rglob("*.py"))
-    found = (*found, *(checkout / "kvserver/manual").iterdir())
+    found = (*found, *(checkout / "kvserver/manual").glob("*.rst"))
     units = (checkout / "kvserver/operations/units").iterdir()
     return {
         "kvserver/py.typed",

@@ -611,6 +611,10 @@ def test_settingsCombined(order: str, authority: Authority, cursor: str) -> None
     shell("\n".join([block(OBSERVED), *pasted]))
     shell(block("mkdir -p /etc/systemd/system/kvserver-tls.socket.d"))
     everythingServes(authority, 443)
+    shell(block("rm /etc/kvserver/tls.conf"))
+    answered()
+    with pytest.raises(ConnectionRefusedError):
+        connect(443)
     logged = journal(cursor)
     assert not re.search("warn|unable|fail|error|Traceback|unset", logged, re.IGNORECASE)
 
@@ -636,6 +640,24 @@ def everythingServes(authority: Authority, tlsPort: int) -> None:
     assert len({record["listener"] for record in records}) == 3
     assert sum(record["tls"] is not None for record in records) == 1
     assert sum(record["client"] == "192.0.2.1:1024" for record in records) == 1
+
+
+def test_settingsQuoted() -> None:
+    """
+    A value may have spaces and backslashes.
+    """
+    settings('--access-log="/var/log/kvserver/my log"')
+    shell(block(OWN_PORT))
+    listen = r"--listen=tcp:4040:interface=\\\\:\\\\:1"
+    Path("/etc/kvserver/port.conf").write_text(f"KVSERVER_LISTEN={listen}\n")
+    assert listen.partition(":interface")[2] in "".join(pages())
+    shell("systemctl restart kvserver.service")
+    with connect(PORT, "::1") as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+    with pytest.raises(ConnectionRefusedError):
+        connect(PORT)
+    log = Path("/var/log/kvserver/my log")
+    waitFor(lambda: '"reason": "client_closed"' in log.read_text(), "the record")
 
 
 def test_settingsForTLS(authority: Authority, cursor: str) -> None:
@@ -726,6 +748,10 @@ def test_upgrade() -> None:
     module = Path("kvserver/__init__.py")
     old, text = installed(), module.read_text()
     assert old.startswith("/opt/kvserver-2")
+    # An installation that fails changes nothing.
+    found = traces()
+    shell("cd /srv\n" + block(INSTALL), 1)
+    assert traces() == found
     module.write_text(re.sub("^__version__ = .*", '__version__ = "99.0"', text, flags=re.MULTILINE))
     try:
         shell(block(INSTALL))
