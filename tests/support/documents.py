@@ -14,6 +14,8 @@ MANUAL = ROOT / "kvserver" / "manual"
 
 MONITORING = MANUAL / "monitoring.rst"
 
+SYSTEMD = MANUAL / "systemd.rst"
+
 DOCUMENTS = [README, *sorted(MANUAL.glob("*.rst"))]
 
 

@@ -1,5 +1,6 @@
 """
 Boots a throw-away container, with systemd in it, and runs the tests L{tests.systemd.units} there.
+Arguments are those of pytest: C{python -m tests.systemd -k combined}.
 
 The container is this machine over again: what is written there goes to an overlay, and is gone
 afterwards. It has a network of its own, with nothing but loopback. It takes root, overlayfs and
@@ -8,6 +9,7 @@ C{systemd-nspawn}; the Python that runs this must have the tests' dependencies.
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,6 +38,11 @@ LIMIT = 900
 When the tests are ended if they have not ended by themselves, in seconds.
 """
 
+NAME = "tests-of-kvserver.service"
+"""
+The unit that runs the tests. C{systemctl stop 'kvserver*'} must not stop it.
+"""
+
 UNIT = f"""
 [Unit]
 Description=Tests of the units of kvserver
@@ -51,7 +58,8 @@ Environment=PIP_NO_INDEX=1 PIP_FIND_LINKS={WHEELS} PIP_DISABLE_PIP_VERSION_CHECK
 Environment=KVSERVER_REQUIRE_PROGRAMS=1
 StandardOutput=append:/srv/output
 StandardError=inherit
-ExecStart={sys.executable} -m pytest -n 0 -p no:cacheprovider --durations=5 tests/systemd/units.py
+ExecStart={sys.executable} -m pytest -n 0 -p no:cacheprovider --durations=5 \\
+    tests/systemd/units.py {shlex.join(sys.argv[1:])}
 ExecStartPost=/usr/bin/touch /srv/passed
 ExecStopPost=/bin/sh -c '[ -e /srv/passed ] || journalctl --no-pager --lines=200'
 """
@@ -131,7 +139,7 @@ def boot(root: Path, groups: list[Path]) -> None:
     machineId = root / "etc/machine-id"
     machineId.unlink(missing_ok=True)
     machineId.touch()
-    (root / "etc/systemd/system/kvserver-tests.service").write_text(UNIT)
+    (root / "etc/systemd/system" / NAME).write_text(UNIT)
 
     def enter() -> None:
         for group in groups:
@@ -141,7 +149,7 @@ def boot(root: Path, groups: list[Path]) -> None:
         [
             *("systemd-nspawn", "--quiet", "--boot", f"--directory={root}", "--console=pipe"),
             *("--register=no", "--keep-unit", "--private-network", f"--bind-ro={sys.prefix}"),
-            "systemd.unit=kvserver-tests.service",
+            f"systemd.unit={NAME}",
         ],
         preexec_fn=enter,
         stdin=subprocess.DEVNULL,

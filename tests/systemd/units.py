@@ -1,11 +1,13 @@
 """
-C{kvserver.service} and C{kvserver.socket}, installed and set up as the README says.
+The units, installed and set up as C{kvserver/manual/systemd.rst} says.
 
 These tests are run by C{python -m tests.systemd}, in a container of their own: they take over the
 systemd that they find.
 """
 
 import contextlib
+import json
+import os
 import re
 import socket
 import subprocess
@@ -20,12 +22,27 @@ import pytest
 
 from tests.support.clients import LINES, Sender, ask, connect, exchange, stick
 from tests.support.daemon import PATIENCE, waitFor
-from tests.support.documents import MONITORING, block
+from tests.support.documents import MONITORING, SYSTEMD, block
 from tests.support.sabotage import SABOTEUR
 from tests.support.wires import PROXY_V1, Authority, TLSClient
 
 DROPINS = Path("/etc/systemd/system/kvserver.service.d")
 PORT = 4040
+TLS_PORT = 4443
+PROXY_PORT = 4041
+
+INSTALL = "umask 022 && new="
+ENABLE = "mkdir -p /etc/kvserver &&"
+OBSERVED = "cat >/etc/kvserver/tls.conf"
+PROXY = "cat >/etc/kvserver/proxy.conf"
+OPTIONS = "cat >/etc/kvserver/kvserver.conf <<'END'\nKVSERVER_OPTIONS=--max"
+WORKERS = "echo KVSERVER_WORKERS="
+OWN_PORT = "echo KVSERVER_LISTEN="
+"""
+How blocks of the chapter begin: the two of the installation, and the settings.
+"""
+
+UNITS = "/opt/kvserver/lib/systemd/system"
 
 START_LIMIT = 120.0
 """
@@ -64,7 +81,7 @@ def journal(since: str) -> str:
     What has been logged of the units since then.
     """
     return shell(
-        f"journalctl --sync; journalctl --no-pager --unit='kvserver.*' --after-cursor='{since}'"
+        f"journalctl --sync; journalctl --no-pager --unit='kvserver*' --after-cursor='{since}'"
     )
 
 
@@ -79,9 +96,8 @@ def cursor() -> str:
 
 def settings(options: str, listen: str = "systemd:domain=INET6:index=0") -> None:
     """
-    Write the file with the settings.
+    Write the file with the settings that the unit has always read, as it was always written.
     """
-    Path("/etc/kvserver").mkdir(exist_ok=True)
     Path("/etc/kvserver/kvserver.conf").write_text(
         f"KVSERVER_LISTEN=--listen={listen}\nKVSERVER_OPTIONS={options}\n"
     )
@@ -96,15 +112,28 @@ def dropIn(name: str, text: str) -> None:
     shell("systemctl daemon-reload")
 
 
+def traces() -> str:
+    """
+    Whatever has the name of the daemon, where an installation may leave something.
+    """
+    return shell(
+        "find /etc /opt /run /usr/local /var/log /var/lib -xdev -name '*kvserver*'"
+        " -not -path '/run/systemd/*' -not -name 'tests-of-*' | sort"
+    )
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _installed() -> None:
+def before() -> str:
     """
-    The two commands of the README.
+    Install it, with the two blocks of the chapter.
+
+    @return: The traces before that.
     """
+    found = traces()
     # As root's is on many a system.
-    shell("umask 077\n" + block("umask 022 && python3 -m venv /opt/kvserver"))
-    shell("/opt/kvserver/bin/pip install --quiet '/srv/kvserver[metrics]'")
-    shell(block("systemctl link"))
+    shell("umask 077\n" + block(INSTALL))
+    shell(block(ENABLE))
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -114,11 +143,23 @@ def _fresh() -> Iterator[None]:
     """
     shell("systemctl start kvserver.socket kvserver.service")
     yield
-    shell("rm -rf /etc/systemd/system/kvserver.*.d /etc/kvserver")
+    # The last test uninstalls it.
+    if Path(UNITS).exists():
+        removeSettings()
+
+
+def removeSettings() -> None:
+    """
+    Stop it, and leave it as it has been installed.
+    """
+    shell("systemctl stop 'kvserver*'; systemctl reset-failed 'kvserver*'")
+    shell(
+        "cd /etc/systemd/system && rm -rf kvserver*.d {,*.wants/}kvserver-* /etc/kvserver/*"
+        " /etc/logrotate.d/kvserver /var/log/private/kvserver/*"
+    )
     # A test may have made systemd forget the socket.
     shell("systemctl unmask kvserver.socket")
-    shell("systemctl enable /opt/kvserver/lib/systemd/system/kvserver.socket")
-    shell("systemctl stop kvserver.socket kvserver.service; systemctl reset-failed 'kvserver*'")
+    shell(f"systemctl enable {UNITS}/kvserver.socket && systemctl daemon-reload")
 
 
 def answered(port: int = PORT) -> None:
@@ -131,7 +172,7 @@ def answered(port: int = PORT) -> None:
 
 def test_installed(cursor: str) -> None:
     """
-    The README's commands leave a service that runs, is enabled, and has nothing to complain of, on
+    The chapter's commands leave a service that runs, is enabled, and has nothing to complain of, on
     a system that is read-only for it.
     """
     answered()
@@ -149,7 +190,9 @@ def test_verify() -> None:
     """
     systemd has nothing to complain of either.
     """
-    units = "/etc/systemd/system/kvserver.service /etc/systemd/system/kvserver.socket"
+    shell(f"systemctl enable {UNITS}/kvserver-*.socket")
+    units = "/etc/systemd/system/kvserver*.{service,socket}"
+    assert len(shell(f"ls {units}").split()) == 5
     assert shell(f"systemd-analyze verify --recursive-errors=no {units}") == ""
 
 
@@ -282,7 +325,7 @@ def test_workers(cursor: str) -> None:
         assert propertyOf("MainPID") != before
         waitFor(lambda: len(workers()) == 4, "all workers")
     replaced = set(workers())
-    shell("systemctl kill --kill-whom=main -s USR2 kvserver.service")
+    shell(block("systemctl kill --kill-whom=main -s USR2"))
     waitFor(lambda: len(workers()) == 4 and not replaced & set(workers()), "new workers")
     answered()
     shell("systemctl restart kvserver.service")
@@ -391,7 +434,7 @@ def test_portInUse(cursor: str) -> None:
         assert "systemd passed no sockets" in journal(cursor)
     waitFor(lambda: propertyOf("ActiveState") == "active", "the service runs")
     answered()
-    shell(block("systemctl disable --now kvserver.socket"))
+    shell(block(OWN_PORT))
     shell("systemctl stop kvserver.service")
     with socket.create_server(("127.0.0.1", PORT)):
         shell("systemctl start kvserver.service", 1)
@@ -415,9 +458,9 @@ def test_wrongOption(cursor: str) -> None:
     result = "systemctl show --value --property=Result kvserver.socket"
     assert shell(result) == "service-start-limit-hit\n"
     assert 1 < journal(cursor).count("kvserver: --idle-timeout: 'x'") <= 21
-    # What the README says then.
+    # What the chapter says then.
     settings("--idle-timeout=60")
-    shell("systemctl reset-failed 'kvserver.*' && systemctl start kvserver.socket kvserver.service")
+    shell(block("systemctl reset-failed"))
     answered()
 
 
@@ -425,7 +468,7 @@ def test_startLimit(cursor: str) -> None:
     """
     A start that fails each time is tried again, but not for ever.
     """
-    shell(block("systemctl disable --now kvserver.socket"))
+    shell(block(OWN_PORT))
     shell("systemctl stop kvserver.service")
     begin = time.monotonic()
     with socket.create_server(("127.0.0.1", PORT)):
@@ -441,7 +484,7 @@ def test_startLimit(cursor: str) -> None:
     assert propertyOf("ActiveState") == "failed"
     # systemd counts the starts before it as well.
     assert 15 < journal(cursor).count("Cannot listen on port 4040: Address already in use") <= 20
-    shell("systemctl reset-failed 'kvserver.*' && systemctl start kvserver.service")
+    shell(block("systemctl reset-failed"))
     answered()
 
 
@@ -476,18 +519,18 @@ def test_shutIn() -> None:
 
 def test_ownPort() -> None:
     """
-    The README's drop-in: a port of its own, without the socket of systemd.
+    A port of its own, without the socket of systemd; and the way back.
     """
-    shell(block("systemctl disable --now kvserver.socket"))
+    shell(block(OWN_PORT))
     answered()
     assert shell("systemctl is-active kvserver.socket", 3) == "inactive\n"
     assert exposure() <= 1.5
-    # Also when somebody pastes the rest of the README again.
-    shell(f"{block('systemctl link').strip()} || true")
+    # Also when somebody pastes the installation again.
+    shell(f"{block(ENABLE).strip()} || true")
     shell("systemctl restart kvserver.service")
     answered()
     # For a port below 1024.
-    settings("", "tcp:7")
+    Path("/etc/kvserver/port.conf").write_text("KVSERVER_LISTEN=--listen=tcp:7\n")
     dropIn(
         "low.conf",
         "PrivateUsers=no\n"
@@ -495,39 +538,147 @@ def test_ownPort() -> None:
     )
     shell("systemctl restart kvserver.service")
     answered(7)
+    shell(block("rm /etc/kvserver/port.conf"))
+    assert shell("systemctl is-active kvserver.socket") == "active\n"
+    answered()
 
 
-def test_settingsForProxy() -> None:
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
     """
-    The README's example of a file with settings.
+    What has issued the certificate in /etc/kvserver, which only root can read.
     """
-    shell(block("mkdir -p /etc/kvserver\n"))
-    with connect(PORT) as client:
-        client.sendall(PROXY_V1)
+    issuer = Authority(tmp_path)
+    certificate, key = issuer.issue("localhost")
+    shell(
+        f"install --mode=600 {certificate} /etc/kvserver/server.pem;"
+        f"install --mode=600 {key} /etc/kvserver/server.key"
+    )
+    return issuer
+
+
+def test_settingsOfBefore(authority: Authority) -> None:
+    """
+    A file with both variables, and a socket unit that has two ports, work as they did before there
+    was a file and a socket unit for each topic.
+    """
+    credentials = "/run/credentials/kvserver.service"
+    Path("/etc/kvserver/kvserver.conf").write_text(
+        "KVSERVER_LISTEN=--listen=systemd:index=0 --listen=tls:systemd:index=1\n"
+        f"KVSERVER_OPTIONS=--tls-certificate={credentials}/server.pem"
+        f" --tls-private-key={credentials}/server.key\n"
+    )
+    dropIn(
+        "tls.conf",
+        "LoadCredential=server.pem:/etc/kvserver/server.pem\n"
+        "LoadCredential=server.key:/etc/kvserver/server.key\n",
+    )
+    shell(
+        "mkdir -p /etc/systemd/system/kvserver.socket.d && cd /etc/systemd/system/kvserver.socket.d"
+        " && printf '[Socket]\\nListenStream=4443\\n' >tls.conf && systemctl daemon-reload"
+        " && systemctl stop kvserver.socket kvserver.service && systemctl start kvserver.service"
+    )
+    answered()
+    with TLSClient(connect(TLS_PORT), authority.client()) as client:
         assert ask(client, b"hello\n") == b"hello\n"
 
 
-def test_settingsForTLS(tmp_path: Path, cursor: str) -> None:
+def parts() -> list[str]:
     """
-    The README's example of drop-ins, with files that only root can read. Nothing that the unit
-    denies has to be granted for it.
+    The settings of the chapter, each as it would be pasted: its own file, and the last line.
     """
-    authority = Authority(tmp_path)
-    certificate, key = authority.issue("localhost")
-    shell(
-        f"install -D --mode=600 {certificate} /etc/kvserver/server.pem;"
-        f"install -D --mode=600 {key} /etc/kvserver/server.key"
-    )
-    shell(block("mkdir -p /etc/kvserver /etc/systemd/system/kvserver.socket.d"))
+    tls, log, metrics, apply = block(OBSERVED).split("\n\n")
+    alone = [f"{part}\n{apply}" for part in (tls, log, metrics)]
+    return [*alone, block(PROXY), block(OPTIONS), block(WORKERS)]
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards"])
+def test_settingsCombined(order: str, authority: Authority, cursor: str) -> None:
+    """
+    The settings can be pasted in any order, and do not undo each other; backwards they follow a
+    port without a socket unit.
+    """
+    pasted = parts() if order == "forwards" else [block(OWN_PORT), *reversed(parts())]
+    for part in pasted:
+        shell(part)
+    everythingServes(authority, TLS_PORT)
+    assert exposure() <= (0.5 if order == "forwards" else 1.5)
+    pid = propertyOf("MainPID")
+    arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+    for option in b"--max-connections-per-source=100", b"--drain-timeout=20":
+        assert option in arguments
+    # Once more, all at once, and TLS at another port.
+    shell("\n".join([block(OBSERVED), *pasted]))
+    shell(block("mkdir -p /etc/systemd/system/kvserver-tls.socket.d"))
+    everythingServes(authority, 443)
+    shell(block("rm /etc/kvserver/tls.conf"))
     answered()
-    with TLSClient(connect(4443), authority.client()) as client:
+    with pytest.raises(ConnectionRefusedError):
+        connect(443)
+    logged = journal(cursor)
+    assert not re.search("warn|unable|fail|error|Traceback|unset", logged, re.IGNORECASE)
+
+
+def everythingServes(authority: Authority, tlsPort: int) -> None:
+    """
+    Every port is served as the settings say, by all workers, and the access log has it.
+    """
+    log = Path("/var/log/kvserver/access.log")
+    log.write_bytes(b"")
+    answered()
+    with TLSClient(connect(tlsPort), authority.client()) as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+    with connect(PROXY_PORT) as client:
+        client.sendall(PROXY_V1)
+        assert ask(client, b"hello\n") == b"hello\n"
+    assert get("/readyz") == "ready\n"
+    count = len(os.sched_getaffinity(0))
+    assert f"kvserver_workers {count}.0" in get("/metrics")
+    assert len(workers()) == count
+    waitFor(lambda: log.read_text().count('"client_closed"') == 3, "the records")
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len({record["listener"] for record in records}) == 3
+    assert sum(record["tls"] is not None for record in records) == 1
+    assert sum(record["client"] == "192.0.2.1:1024" for record in records) == 1
+
+
+def test_settingsQuoted() -> None:
+    """
+    A value may have spaces and backslashes.
+    """
+    settings('--access-log="/var/log/kvserver/my log"')
+    shell(block(OWN_PORT))
+    listen = r"--listen=tcp:4040:interface=\\\\:\\\\:1"
+    Path("/etc/kvserver/port.conf").write_text(f"KVSERVER_LISTEN={listen}\n")
+    assert listen.partition(":interface")[2] in SYSTEMD.read_text()
+    shell("systemctl restart kvserver.service")
+    with connect(PORT, "::1") as client:
+        assert ask(client, b"hello\n") == b"hello\n"
+    with pytest.raises(ConnectionRefusedError):
+        connect(PORT)
+    log = Path("/var/log/kvserver/my log")
+    waitFor(lambda: '"reason": "client_closed"' in log.read_text(), "the record")
+
+
+def test_settingsForTLS(authority: Authority, cursor: str) -> None:
+    """
+    TLS with files that only root can read. Nothing that the unit denies has to be granted for it.
+    """
+    shell(parts()[0])
+    answered()
+    with TLSClient(connect(TLS_PORT), authority.client()) as client:
         assert ask(client, b"hello\n") == b"hello\n"
     assert propertyOf("MemoryDenyWriteExecute") == "yes"
     # A reload finds them as well.
     shell("systemctl reload kvserver.service")
     waitFor(lambda: "certificates have been loaded again" in journal(cursor), "the reload")
-    with TLSClient(connect(4443), authority.client()) as client:
+    with TLSClient(connect(TLS_PORT), authority.client()) as client:
         assert ask(client, b"hello\n") == b"hello\n"
+    # Without them it does not start, and the journal says why.
+    Path("/etc/kvserver/server.key").unlink()
+    shell("systemctl restart kvserver.service", 1)
+    shown = shell(block("systemctl status 'kvserver*'"))
+    assert "status=243/CREDENTIALS" in shown
 
 
 def get(page: str) -> str:
@@ -550,12 +701,14 @@ def test_recordsInTheJournal(cursor: str) -> None:
 
 def test_settingsForOperation() -> None:
     """
-    The README's example of an access log and metrics.
+    An access log, which logrotate rotates, and metrics: each that README or manual have.
     """
-    shell(block("mkdir -p /etc/systemd/system/kvserver.socket.d /etc/kvserver"))
+    _, log, metrics = parts()[:3]
+    shell(log)
+    shell(metrics)
     answered()
-    log = Path("/var/log/kvserver/access.log")
-    waitFor(lambda: '"reason": "client_closed"' in log.read_text(), "the record")
+    path = Path("/var/log/kvserver/access.log")
+    waitFor(lambda: '"reason": "client_closed"' in path.read_text(), "the record")
     assert get("/readyz") == "ready\n"
     assert get("/healthz") == "alive\n"
     # Each that the manual has.
@@ -571,8 +724,70 @@ def test_settingsForOperation() -> None:
     started = float(re.findall(r"^process_start_time_seconds (\S+)$", body, re.MULTILINE)[0])
     assert abs(started - time.time()) < 60
     # A rotation.
-    log.rename("/var/log/kvserver/access.log.1")
-    shell("systemctl reload kvserver.service")
-    waitFor(log.exists, "the new file")
+    Path("/etc/logrotate.d/kvserver").write_text(block("/var/log/kvserver/access.log {"))
+    shell("logrotate --force /etc/logrotate.d/kvserver")
+    waitFor(path.exists, "the new file")
     answered()
-    waitFor(lambda: '"id": 2' in log.read_text(), "the record")
+    waitFor(lambda: '"id": 2' in path.read_text(), "the record")
+    assert '"id": 1' in Path("/var/log/kvserver/access.log.1").read_text()
+
+
+def installed() -> str:
+    """
+    The installation that the service runs from.
+    """
+    program = Path(f"/proc/{propertyOf('MainPID')}/cmdline").read_bytes().split(b"\0")[0].decode()
+    return program.removesuffix("/bin/python3")
+
+
+def test_upgrade() -> None:
+    """
+    The next version is installed beside the one that runs, and replaces it at a restart: a client
+    of the old one is drained, and one that comes meanwhile is answered. The way back is the same.
+    """
+    module = Path("kvserver/__init__.py")
+    old, text = installed(), module.read_text()
+    assert old.startswith("/opt/kvserver-2")
+    # An installation that fails changes nothing.
+    found = traces()
+    shell("cd /srv\n" + block(INSTALL), 1)
+    assert traces() == found
+    module.write_text(re.sub("^__version__ = .*", '__version__ = "99.0"', text, flags=re.MULTILINE))
+    try:
+        shell(block(INSTALL))
+    finally:
+        module.write_text(text)
+    assert installed() == old
+    restart = block("systemctl daemon-reload && systemctl restart kvserver.service")
+    for paste in restart, block("ln -sfnT $(ls"):
+        running = installed()
+        with connect(PORT) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+            crowd = Crowd()
+            shell(paste)
+            crowd.enough.set()
+            crowd.join()
+            assert client.recv(1) == b""
+        assert crowd.failures == []
+        answered()
+        assert installed() != running
+        version = "kvserver 99.0"
+        assert (version in shell("/opt/kvserver/bin/twistd kvserver --version")) == (running == old)
+    assert installed() == old
+
+
+def test_uninstalled(before: str) -> None:
+    """
+    The last one: nothing is left.
+    """
+    _, log, metrics = parts()[:3]
+    shell(log)
+    shell(metrics)
+    answered()
+    assert traces() != before
+    shell(block("systemctl stop 'kvserver*'"))
+    assert traces() == before
+    assert shell("systemctl list-units --all --no-legend 'kvserver*'") == ""
+    for port in PORT, TLS_PORT, 9464:
+        with pytest.raises(ConnectionRefusedError):
+            connect(port)

@@ -31,6 +31,8 @@ def executed() -> list[str]:
     for path in (ROOT / "tests").rglob("*.py"):
         text = path.read_text()
         found += re.findall(r'\bblock\(\s*"((?:[^"\\]|\\.)+)"\s*\)', text)
+        for name, begin in re.findall(r'^([A-Z_]+) = "((?:[^"\\]|\\.)+)"$', text, re.MULTILINE):
+            found += [begin] if f"block({name})" in text else []
     return [begin.replace("\\n", "\n") for begin in found]
 
 
