@@ -25,8 +25,8 @@ How much is sent to a path while nothing is read, in bytes.
 
 _TRIES = 20
 """
-How many connections are closed by halves. Whoever drops the rest often does so only when it sees the
-FIN before the answer: nginx's C{stream} loses something on every third connection.
+How many connections are closed by halves. Whoever drops the rest often does so only when it sees
+the FIN before the answer: nginx's C{stream} loses something on every third connection.
 """
 
 _PAUSE = 0.5

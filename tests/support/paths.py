@@ -4,11 +4,14 @@ contract it does not keep.
 """
 
 import getpass
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from tests.support.clients import program
 from tests.support.daemon import quietPort
@@ -135,21 +138,25 @@ def ssh(site: Site, port: int) -> list[list[str]]:
     """
     there = quietPort()
     key, host = site.folder / "key", site.folder / "host"
-    for path in key, host:
-        command = [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(path)]
+    for file in key, host:
+        command = [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(file)]
         subprocess.run(command, check=True)
-    path = site.write(
+    config = site.write(
         "sshd_config",
         *(f"ListenAddress 127.0.0.1:{there}", f"HostKey {host}", "StrictModes no"),
         *(f"AuthorizedKeysFile {key}.pub", "PasswordAuthentication no", "UsePAM no"),
         *("PermitRootLogin yes", f"PidFile {site.folder}/sshd.pid"),
     )
+    server = shutil.which("sshd") or "/usr/sbin/sshd"
+    # The package would start a server of its own, so this is never required.
+    if not Path(server).exists() or (os.geteuid() == 0 and not Path("/run/sshd").is_dir()):
+        pytest.skip("needs the program sshd, and for root the folder /run/sshd")
     client = [program("ssh"), "-F", "none", "-N", "-L", f"127.0.0.1:{port}:127.0.0.1:{site.plain}"]
     options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes")
     for option in *options, "ConnectionAttempts=20":
         client += ["-o", option]
     client += ["-i", str(key), "-p", str(there), f"{getpass.getuser()}@127.0.0.1"]
-    return [[shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", path], client]
+    return [[server, "-D", "-e", "-f", config], client]
 
 
 def socat(there: str) -> Callable[[Site, int], list[list[str]]]:
@@ -205,3 +212,79 @@ def go(site: Site, port: int) -> list[list[str]]:
     echo = site.folder / "echo"
     subprocess.run([program("go"), "build", "-o", str(echo), str(source)], check=True)
     return [["env", f"PORT={port}", str(echo)]]
+
+
+RELAYED = ("urgent", "client-address")
+"""
+What no program keeps that takes connections and makes others: it does not pass on what is urgent,
+and the other end sees its address.
+"""
+
+CUT = ("half-close", "tail")
+
+FORKED = ("connections", "long-50mb")
+
+
+@dataclass(frozen=True)
+class Way:
+    """
+    A path to the daemon, or another echo.
+
+    @ivar start: What is to be started.
+
+    @ivar fails: The rules that it breaks, each time.
+
+    @ivar varies: The rules that are not tried, since their outcome depends on chance, or on how
+        many processes the machine bears.
+
+    @ivar isTLS: Is it connected to by TLS?
+
+    @ivar isEcho: Is it an echo itself?
+    """
+
+    start: Callable[[Site, int], list[list[str]]]
+    fails: tuple[str, ...] = ()
+    varies: tuple[str, ...] = ()
+    isTLS: bool = False
+    isEcho: bool = False
+
+    def outcome(self, rule: str) -> str:
+        """
+        What becomes of a rule.
+        """
+        if (rule == "urgent" and self.isTLS) or (
+            rule in ("reset", "client-address") and self.isEcho
+        ):
+            return "cannot be told"
+        return "FAILS" if rule in self.fails else "ok"
+
+
+WAYS = {
+    "haproxy": Way(haproxy("{site.plain}"), RELAYED),
+    "haproxy PROXY v1": Way(haproxy("{site.proxy} send-proxy"), ("urgent",)),
+    "haproxy PROXY v2": Way(haproxy("{site.proxy} send-proxy-v2"), ("urgent",)),
+    "haproxy TLS": Way(
+        haproxy("{site.proxy} send-proxy-v2", "ssl crt {site.certificate}"), isTLS=True
+    ),
+    "nginx": Way(nginx("{site.plain}"), (*RELAYED, *CUT, "reset")),
+    "nginx PROXY v1": Way(nginx("{site.proxy}; proxy_protocol on"), ("urgent", *CUT, "reset")),
+    "nginx TLS": Way(nginx("{site.plain}", "ssl"), ("client-address", *CUT, "reset"), isTLS=True),
+    "nginx half-close": Way(nginx("{site.plain}; proxy_half_close on"), (*RELAYED, "reset")),
+    "stunnel": Way(stunnel, ("client-address", "reset"), isTLS=True),
+    "stunnel client": Way(stunnelClient, (*RELAYED, "reset")),
+    "ssh -L": Way(ssh, (*RELAYED, "reset")),
+    "socat": Way(socat("TCP:127.0.0.1:{site.plain}"), (*RELAYED, "reset"), FORKED),
+    "systemd-socket-proxyd": Way(socketProxy, (*RELAYED, *CUT, "reset", "connections")),
+    "ncat -e cat": Way(
+        ncat("-e", "/bin/cat"),
+        ("early", *CUT, "urgent", "slow-reader"),
+        (*FORKED, "long-1mb"),
+        isEcho=True,
+    ),
+    "socat EXEC:cat": Way(socat("EXEC:cat"), ("early", "urgent"), FORKED, isEcho=True),
+    "inetd cat": Way(inetd, ("early", "urgent"), FORKED, isEcho=True),
+    "Go": Way(go, ("urgent",), isEcho=True),
+}
+"""
+All that is tried: the table in the manual's chapter on kvcheck.
+"""
