@@ -6,12 +6,13 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from tests.support.daemon import PATIENCE, SCRIPTS
+from tests.support.daemon import PATIENCE
 
-KVCHECK = str(SCRIPTS / "kvcheck")
+KVCHECK = (sys.executable, "-m", "kvserver.check")
 
 
 class Answer:
@@ -60,7 +61,7 @@ def kvcheck(*arguments: object, seconds: float = 60) -> Answer:
     Run it.
     """
     done = subprocess.run(
-        [KVCHECK, "--json", *map(str, arguments)], capture_output=True, text=True, timeout=seconds
+        [*KVCHECK, "--json", *map(str, arguments)], capture_output=True, text=True, timeout=seconds
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Answer(done.returncode, done.stdout, done.stderr)
@@ -72,7 +73,7 @@ class Started:
     """
 
     def __init__(self, *arguments: str) -> None:
-        self._command = [KVCHECK, "--json", *arguments]
+        self._command = [*KVCHECK, "--json", *arguments]
 
     def begin(self) -> None:
         """

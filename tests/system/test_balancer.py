@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.support.clients import LINES, Stream, ask, connect, exchange, program
 from tests.support.daemon import PATIENCE, Daemon, quietPort, waitFor
+from tests.support.kvcheck import at, started
 from tests.support.wires import Authority, TLSClient
 
 WAYS = {
@@ -94,6 +95,12 @@ class Site:
         """
         return sum(text in line for line in self._log.read_text().splitlines())
 
+    def hasLogged(self, text: str, count: int) -> bool:
+        """
+        Has HAProxy's log so many lines with this in them?
+        """
+        return self.logs(text) >= count
+
 
 def connectedTo(port: int, context: ssl.SSLContext | None) -> Stream:
     """
@@ -152,6 +159,25 @@ def isReady(client: Callable[[], Stream]) -> bool:
         return False
 
 
+def rollingRestart(site: Site) -> None:
+    """
+    Restart one daemon after the other, under connections of 20 lines: nothing is lost.
+    """
+    load = ("--rate", "500", "--connections", "10", "--churn", "20")
+    with started(at(site.ports["plain"]), "--soak", *load) as run:
+        run.begin()
+        for number in range(2):
+            down, up = site.logs("is DOWN"), site.logs("is UP")
+            time.sleep(0.3)
+            site.daemons[number].stop()
+            waitFor(partial(site.hasLogged, "is DOWN", down + len(WAYS)), "it is gone")
+            site.restart(number)
+            waitFor(partial(site.hasLogged, "is UP", up + len(WAYS)), "it is back")
+        said = run.interrupt().said
+    assert said["faults"] == []
+    assert said["lines_returned"] == said["lines_sent"] > 100
+
+
 def test_haproxy(tmp_path: Path, authority: Authority) -> None:
     """
     The contract holds through HAProxy, in each set-up; its health checks are no warning. When a
@@ -193,5 +219,6 @@ def test_haproxy(tmp_path: Path, authority: Authority) -> None:
         for first, second in zip(loads[::2], loads[1::2], strict=True):
             answered = first.answered + second.answered
             assert len([begin for begin in answered if begin > killed]) > 100
+        rollingRestart(site)
         for daemon in site.daemons:
             assert daemon.logs("#warn") == daemon.logs("#error") == daemon.logs("#critical") == 0

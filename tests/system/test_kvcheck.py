@@ -18,7 +18,7 @@ import pytest
 from kvserver.check.rules import RULES
 from tests.support import faulty
 from tests.support.clients import needsIPv6, program, slow
-from tests.support.daemon import PATIENCE, Daemon, quietPort, waitFor
+from tests.support.daemon import PATIENCE, SCRIPTS, Daemon, quietPort, waitFor
 from tests.support.faulty import FaultyProxy, Relay, breaking
 from tests.support.kvcheck import KVCHECK, Answer, at, kvcheck, started
 from tests.support.wires import Authority
@@ -371,7 +371,7 @@ def test_ownDescriptorsDoNotSuffice(daemon: Daemon) -> None:
     """
 
     def limited(*more: str) -> Answer:
-        command = ["prlimit", "--nofile=500:500", KVCHECK, "--json", at(daemon.port), *more]
+        command = ["prlimit", "--nofile=500:500", *KVCHECK, "--json", at(daemon.port), *more]
         program("prlimit")
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         return Answer(done.returncode, done.stdout, done.stderr)
@@ -392,7 +392,7 @@ def test_aRefusedPortIsOneLine() -> None:
         assert "connection refused" in answer.complaint
         assert answer.complaint.count("\n") == 1
     done = subprocess.run(
-        [KVCHECK, at(quietPort())], capture_output=True, text=True, timeout=PATIENCE
+        [*KVCHECK, at(quietPort())], capture_output=True, text=True, timeout=PATIENCE
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
@@ -533,7 +533,7 @@ def test_nobodyReadsTheOutput(daemon: Daemon) -> None:
     Nobody reads the output.
     """
     with subprocess.Popen(
-        [KVCHECK, at(daemon.port), "--duration", "1.5"],
+        [*KVCHECK, at(daemon.port), "--duration", "1.5"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -595,13 +595,13 @@ def test_ownPausesAreNotBlamedOnThePath(daemon: Daemon) -> None:
     assert said["latency"]["intended"]["max"] < 0.3
 
 
-def test_aProcessOfItsOwnWritesPlainTextAndFiles(daemon: Daemon, tmp_path: Path) -> None:
+def test_theCommandWritesPlainTextAndFiles(daemon: Daemon, tmp_path: Path) -> None:
     """
-    A process of its own writes plain text and files.
+    The command writes plain text and files.
     """
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "kvserver.check", at(daemon.port), "--lines", "500"),
+            *(str(SCRIPTS / "kvcheck"), at(daemon.port), "--lines", "500"),
             *("--plot", str(tmp_path / "plot.svg"), "--hdr", str(tmp_path / "latency.hgrm")),
         ],
         capture_output=True,
