@@ -16,12 +16,13 @@ from kvserver.check.target import Address
 
 _RETRY = 0.1
 """
-How long to wait before an attempt to connect that follows a failed one, in seconds.
+How long there is at least from a failed attempt to connect to the next, in seconds.
 """
 
-_ATTEMPT = 0.5
+_ATTEMPT = 0.4
 """
-How long an attempt may take in the middle of a soak, in seconds: it is to be tried twice a second.
+How long an attempt may take in the middle of a soak, in seconds: it is to be tried twice a second,
+and it is not looked at all the time.
 """
 
 _GRACE = 1.0
@@ -107,7 +108,7 @@ class Load(Giving):
 
     def _connect(self) -> None:
         connection = CheckedConnection(self._run)
-        client = Client(connection, self._plan.churn)
+        client = Client(connection, self._plan.churn, self._run.clock())
         if self._plan.soak and self._begin is not None:
             connection.connectTimeout = min(connection.connectTimeout, _ATTEMPT)
         connection.onOpen = lambda: self._opened(client)
@@ -147,8 +148,9 @@ class Load(Giving):
         byUs = connection.ending == runs.CLOSED
         isReplaced = self._plan.soak or self._plan.churn is not None
         if isReplaced and self._run.opened and not self._isFinished():
-            delay = 0.0 if connection.isOpen or byUs else _RETRY
-            self._retryLater(delay)
+            isFailed = not (connection.isOpen or byUs)
+            wait = client.begun + _RETRY - self._run.clock() if isFailed else 0.0
+            self._retryLater(max(0.0, wait))
         else:
             for other in list(self._clients):
                 self._giveWaiting(other)

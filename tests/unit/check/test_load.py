@@ -164,7 +164,7 @@ def test_aSoakLooksTheNameUpAnew(network: Network) -> None:
     two.owner.ended()
     clock.advance(0)
     assert len(asked) == 3
-    elapse(clock, 0.4)
+    elapse(clock, 0.3)
     assert len(network.hosts()) == 5
     elapse(clock, 0.2)
     assert network.hosts()[5:] == ["new"]
@@ -209,5 +209,18 @@ def test_aPathThatTakesNoMore(network: Network, room: int) -> None:
     one.sendLines(1)
     elapse(clock, TIMEOUT - 0.2)
     assert one.ending is None
-    elapse(clock, 0.4)
+    elapse(clock, 0.3)
     assert one.ending == "timeout"
+
+
+def test_aSoakTriesTwiceASecond(network: Network) -> None:
+    """
+    Also when nothing answers, once it has been connected.
+    """
+    run, clock = newRun()
+    load = Load(run, Plan(1, rate=10, duration=None, soak=True))
+    load.start()
+    network.transports[0].owner.connected()
+    network.transports[0].owner.ended()
+    elapse(clock, 10)
+    assert 20 <= len(network.transports) - 1 <= 30
