@@ -4,6 +4,8 @@ these break, and nothing else.
 """
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -57,8 +59,11 @@ def test_aPath(echo: Site, tmp_path: Path, name: str) -> None:
     rules = [rule for rule in RULES if rule != "idle" and rule not in way.varies]
     with contextlib.ExitStack() as stack:
         for command in way.start(replace(echo, folder=tmp_path), port):
-            process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
-            stack.callback(process.kill)
+            process = stack.enter_context(
+                subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+            )
+            # With the processes of its connections: some stand still for ever.
+            stack.callback(os.killpg, process.pid, signal.SIGKILL)
         waitFor(partial(isOpen, port), f"{name} listens")
         trust = ["--ca", str(echo.authority)] if way.isTLS else []
         target = [f"tls:localhost:{port}" if way.isTLS else at(port), *trust]
