@@ -277,8 +277,8 @@ WAYS = {
     "systemd-socket-proxyd": Way(socketProxy, (*RELAYED, *CUT, "reset", "connections")),
     "ncat -e cat": Way(
         ncat("-e", "/bin/cat"),
-        ("early", *CUT, "urgent", "slow-reader"),
-        (*FORKED, "long-1mb"),
+        ("early", *CUT, "urgent"),
+        (*FORKED, "long-1mb", "slow-reader"),
         isEcho=True,
     ),
     "socat EXEC:cat": Way(socat("EXEC:cat"), ("early", "urgent"), FORKED, isEcho=True),
