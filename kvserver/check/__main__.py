@@ -11,6 +11,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -173,7 +174,8 @@ class Main:
         run.start()
         done: Deferred[Any]
         if self._options.isLoad:
-            load = Load(run, planOf(self._options))
+            find = partial(resolve, self._reactor, self._options.target)
+            load = Load(run, planOf(self._options), find)
 
             def showInterval(interval: Interval) -> None:
                 if run.opened:

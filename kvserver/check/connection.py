@@ -251,7 +251,7 @@ class CheckedConnection(Sending, Waiting):
                 self.failure = f"the TLS handshake was not done in {timeout:g} s"
                 self.end(runs.TIMEOUT)
             return
-        isSending = bool(self._buffer) and not self._isPaused
+        isSending = self.comparison.sent < self._goal
         if not self._isPaused and (self.owes or isSending) and now - self._progress > timeout:
             self.end(runs.TIMEOUT)
         elif self._waiting:

@@ -61,11 +61,14 @@ class Client:
     A connection of a load.
 
     @ivar quota: How many lines it may still be given. None: any number.
+
+    @ivar begun: When it was begun, by the monotonic clock, in seconds.
     """
 
-    def __init__(self, connection: CheckedConnection, quota: int | None) -> None:
+    def __init__(self, connection: CheckedConnection, quota: int | None, begun: float) -> None:
         self.connection = connection
         self.quota = quota
+        self.begun = begun
 
 
 class Giving:

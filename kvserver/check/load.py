@@ -12,15 +12,17 @@ from kvserver.check.connection import CheckedConnection
 from kvserver.check.giving import DEPTH, Client, Giving, Plan
 from kvserver.check.latency import Interval
 from kvserver.check.run import Run
+from kvserver.check.target import Address
 
 _RETRY = 0.1
 """
-How long to wait before an attempt to connect that follows a failed one, in seconds.
+How long there is at least from a failed attempt to connect to the next, in seconds.
 """
 
-_ATTEMPT = 0.5
+_ATTEMPT = 0.4
 """
-How long an attempt may take in the middle of a soak, in seconds: it is to be tried twice a second.
+How long an attempt may take in the middle of a soak, in seconds: it is to be tried twice a second,
+and it is not looked at all the time.
 """
 
 _GRACE = 1.0
@@ -31,6 +33,12 @@ When interrupted: how long lines in flight, and then closes, are waited for, in 
 """
 
 
+Find = Callable[[Callable[[list[Address] | str], None]], None]
+"""
+Finds addresses, and calls what it is given with them, or with why there are none.
+"""
+
+
 class Load(Giving):
     """
     A load.
@@ -38,8 +46,14 @@ class Load(Giving):
     @ivar onInterval: Called once a second with what it was like.
     """
 
-    def __init__(self, run: Run, plan: Plan) -> None:
+    def __init__(self, run: Run, plan: Plan, find: Find | None = None) -> None:
+        """
+        @param find: Looks up the addresses of the target. A soak does so before it reconnects: a
+            failover may be one of names.
+        """
         super().__init__(run, plan)
+        self._find = find
+        self._finding: list[Callable[[], None]] = []
         self._retries: set[Any] = set()
         self._lastTick = 0.0
         self.done: Deferred[None] = Deferred()
@@ -94,7 +108,7 @@ class Load(Giving):
 
     def _connect(self) -> None:
         connection = CheckedConnection(self._run)
-        client = Client(connection, self._plan.churn)
+        client = Client(connection, self._plan.churn, self._run.clock())
         if self._plan.soak and self._begin is not None:
             connection.connectTimeout = min(connection.connectTimeout, _ATTEMPT)
         connection.onOpen = lambda: self._opened(client)
@@ -134,8 +148,9 @@ class Load(Giving):
         byUs = connection.ending == runs.CLOSED
         isReplaced = self._plan.soak or self._plan.churn is not None
         if isReplaced and self._run.opened and not self._isFinished():
-            delay = 0.0 if connection.isOpen or byUs else _RETRY
-            self._retryLater(delay)
+            isFailed = not (connection.isOpen or byUs)
+            wait = client.begun + _RETRY - self._run.clock() if isFailed else 0.0
+            self._retryLater(max(0.0, wait))
         else:
             for other in list(self._clients):
                 self._giveWaiting(other)
@@ -153,11 +168,43 @@ class Load(Giving):
             self._retries.discard(call)
             if self._isFinished():
                 self._checkDone()
+            elif self._plan.soak and self._find is not None:
+                self._findAndConnect(self._find)
             else:
                 self._connect()
 
         call = self._run.reactor.callLater(delay, retry)
         self._retries.add(call)
+
+    def _findAndConnect(self, find: Find) -> None:
+        """
+        Connect to where the target is now. If that is not known in time, it is where it was.
+        """
+
+        def connect() -> None:
+            if call not in self._retries:
+                return
+            self._retries.discard(call)
+            if call.active():
+                call.cancel()
+            if self._isFinished():
+                self._checkDone()
+            else:
+                self._connect()
+
+        call = self._run.reactor.callLater(_ATTEMPT, connect)
+        self._retries.add(call)
+        self._finding.append(connect)
+        # One question at a time, whoever waits for the answer.
+        if len(self._finding) == 1:
+            find(self._found)
+
+    def _found(self, found: list[Address] | str) -> None:
+        if not isinstance(found, str):
+            self._run.addresses = found
+        waiting, self._finding = self._finding, []
+        for connect in waiting:
+            connect()
 
     def _checkDone(self) -> None:
         if self._clients or self._retries or self.done.called:

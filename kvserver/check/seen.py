@@ -16,9 +16,9 @@ async def reset(path: Path) -> str:
     """
     if path.serverLog is None:
         raise CannotBeTold("only --server-log tells")
-    if path.run.settings.target.path:
-        raise CannotBeTold("a UNIX socket knows no reset")
-    record, _ = await recordOf(path, CheckedConnection.reset)
+    # A UNIX socket knows no RST: closed with something unread, it is a reset for the other end.
+    leavesUnread = bool(path.run.settings.target.path)
+    record, _ = await recordOf(path, CheckedConnection.reset, leavesUnread)
     if record is None:
         control, _ = await recordOf(path, CheckedConnection.close)
         if control is None:
@@ -47,10 +47,12 @@ async def clientAddress(path: Path) -> str:
 
 
 async def recordOf(
-    path: Path, end: Callable[[CheckedConnection], None]
+    path: Path, end: Callable[[CheckedConnection], None], leavesUnread: bool = False
 ) -> tuple[dict[str, Any] | None, CheckedConnection]:
     """
     What the server has noted of a connection that we end in this way.
+
+    @param leavesUnread: Is a line to be left unread?
 
     @return: Its record, if there is one in time, and the connection.
     """
@@ -59,10 +61,23 @@ async def recordOf(
     connection = await path.open(sizes=(size, size))
     connection.sendLines(1)
     await path.requireBack(connection)
+    if leavesUnread:
+        connection.pauseReading()
+        connection.sendLines(1)
+        begun = path.run.clock()
+        while connection.ending is None and not connection.transport.isReadable():
+            await path.sleep(0.01)
+            if _isLate(path, begun):
+                break
+    received = connection.bytesSent
     end(connection)
     record = None
-    deadline = path.run.clock() + path.run.settings.timeout
-    while record is None and path.run.clock() < deadline and not path.run.interrupted:
-        record = path.serverLog.find(size)
+    begun = path.run.clock()
+    while record is None and not _isLate(path, begun):
+        record = path.serverLog.find(received)
         await path.sleep(0.05)
     return record, connection
+
+
+def _isLate(path: Path, begun: float) -> bool:
+    return path.run.interrupted or path.run.clock() - begun > path.run.settings.timeout

@@ -6,6 +6,7 @@ taken, the difference between FIN and RST, the end of one direction, urgent data
 """
 
 import errno
+import select
 import socket
 import struct
 from typing import Any
@@ -160,6 +161,15 @@ class Transport:
         self._isPaused = False
         if not self._isClosed:
             self._reactor.addReader(self)
+
+    def isReadable(self) -> bool:
+        """
+        Is something to be read?
+        """
+        assert self.socket is not None
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """

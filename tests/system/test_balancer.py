@@ -19,6 +19,7 @@ import pytest
 from tests.support.clients import LINES, Stream, ask, connect, exchange, program, receive
 from tests.support.daemon import PATIENCE, Daemon, quietPort, waitFor
 from tests.support.documents import ROOT, block
+from tests.support.kvcheck import at, started
 from tests.support.wires import Authority, TLSClient
 
 SHIPPED = ROOT / "kvserver/deploy/haproxy.cfg"
@@ -110,6 +111,12 @@ class Site:
         """
         return sum(text in line for line in self._log.read_text().splitlines())
 
+    def hasLogged(self, text: str, count: int) -> bool:
+        """
+        Has HAProxy's log so many lines with this in them?
+        """
+        return self.logs(text) >= count
+
 
 def connectedTo(port: int, context: ssl.SSLContext | None) -> Stream:
     """
@@ -166,6 +173,25 @@ def isReady(client: Callable[[], Stream]) -> bool:
             return ask(one, b"hello\n") == b"hello\n"
     except OSError:
         return False
+
+
+def rollingRestart(site: Site) -> None:
+    """
+    Restart one daemon after the other, under connections of 20 lines: nothing is lost.
+    """
+    load = ("--rate", "500", "--connections", "10", "--churn", "20")
+    with started(at(site.ports["plain"]), "--soak", *load) as run:
+        run.begin()
+        for number in range(2):
+            down, up = site.logs("is DOWN"), site.logs("is UP")
+            time.sleep(0.3)
+            site.daemons[number].stop()
+            waitFor(partial(site.hasLogged, "is DOWN", down + len(WAYS)), "it is gone")
+            site.restart(number)
+            waitFor(partial(site.hasLogged, "is UP", up + len(WAYS)), "it is back")
+        said = run.interrupt().said
+    assert said["faults"] == []
+    assert said["lines_returned"] == said["lines_sent"] > 100
 
 
 @pytest.mark.slow
@@ -232,5 +258,6 @@ def test_haproxy(tmp_path: Path, authority: Authority) -> None:
         for first, second in zip(loads[::2], loads[1::2], strict=True):
             answered = first.answered + second.answered
             assert len([begin for begin in answered if begin > killed]) > 100
+        rollingRestart(site)
         for daemon in site.daemons:
             assert daemon.logs("#warn") == daemon.logs("#error") == daemon.logs("#critical") == 0

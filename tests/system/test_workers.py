@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from tests.support.clients import (
     stopInTheMiddle,
 )
 from tests.support.daemon import FOREGROUND, Daemon, environment, quietPort, waitFor
+from tests.support.kvcheck import at, started
 from tests.support.wires import Authority, Way, opened
 from tests.system.test_operation import records, samples, watched
 
@@ -276,32 +276,18 @@ def test_replaced(daemon: Observed) -> None:
     old ones.
     """
     descriptors = daemon.idleDescriptors
-    stop = threading.Event()
-    failures: list[BaseException] = []
-
-    def speak() -> None:
-        try:
-            with connect(daemon.port) as client:
-                while not stop.wait(0.05):
-                    assert ask(client, b"hello\n") == b"hello\n"
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=speak) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    try:
+    with started(at(daemon.port), "--soak", "--rate", "200", "--connections", "8") as run:
+        run.begin()
+        waitFor(lambda: daemon.descriptors() >= descriptors + 8, "all are connected")
         before = set(daemon.workers())
         daemon.process.send_signal(signal.SIGUSR2)
         daemon.waitForLog("Received SIGUSR2: replacing the workers")
         waitFor(lambda: len(set(daemon.workers()) - before) == COUNT, "new workers")
         daemon.process.send_signal(signal.SIGUSR2)
         daemon.waitForLog("Received SIGUSR2: ignored")
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
+        said = run.interrupt().said
+    assert (said["result"], said["connections"]["opened"]) == ("ok", 8)
+    assert said["faults"] == said["ends"] == []
     waitFor(lambda: not set(daemon.workers()) & before, "the old ones have ended")
     for _ in range(COUNT):
         with connect(daemon.port) as client:

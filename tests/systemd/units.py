@@ -11,11 +11,10 @@ import os
 import re
 import socket
 import subprocess
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ import pytest
 from tests.support.clients import LINES, Sender, ask, connect, exchange, stick
 from tests.support.daemon import PATIENCE, waitFor
 from tests.support.documents import MONITORING, SYSTEMD, block
+from tests.support.kvcheck import at, started
 from tests.support.sabotage import SABOTEUR
 from tests.support.wires import PROXY_V1, Authority, TLSClient
 
@@ -227,56 +227,20 @@ def test_status() -> None:
         )
 
 
-class Crowd(threading.Thread):
-    """
-    One client after the other, until there have been enough.
-
-    @ivar answers: How many have been answered.
-
-    @ivar failures: How the others have failed.
-
-    @ivar enough: Is set when there are to be no more.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answers = 0
-        self.failures: list[str] = []
-        self.enough = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        """
-        Come.
-        """
-        while not self.enough.wait(0.01):
-            try:
-                answered()
-            except (OSError, AssertionError) as error:
-                self.failures.append(repr(error))
-            else:
-                self.answers += 1
-
-
 def test_restarts() -> None:
     """
-    400 clients come, 8 at a time, while the service is restarted 10 times: all are answered.
+    400 clients a second come, each with a line, while the service is restarted 10 times: all are
+    answered.
     """
-    crowds = [Crowd() for _ in range(8)]
-
-    def answers(least: int) -> bool:
-        return sum(crowd.answers for crowd in crowds) >= least
-
-    try:
-        for number in range(40, 440, 40):
+    with started(at(PORT), "--soak", "--rate", "400", "--connections", "8", "--churn", "1") as run:
+        run.begin()
+        for _ in range(10):
             shell("systemctl restart kvserver.service")
-            waitFor(partial(answers, number), "40 answers more")
-    finally:
-        for crowd in crowds:
-            crowd.enough.set()
-        for crowd in crowds:
-            crowd.join()
-    assert [crowd.failures for crowd in crowds] == [[]] * 8
+            # A moment under load.
+            time.sleep(0.2)
+        said = run.interrupt().said
+    assert (said["result"], said["ends"], said["faults"]) == ("ok", [], [])
+    assert said["lines_returned"] > 400
 
 
 def test_kills() -> None:
@@ -292,6 +256,26 @@ def test_kills() -> None:
         answered()
     assert len(killed) == 8
     assert propertyOf("NRestarts") == "8"
+
+
+def test_soakOverAKill() -> None:
+    """
+    What one kill costs: each connection that there was then, and a time without an echo that is not
+    much longer than a start. Nobody is refused.
+    """
+    with started(at(PORT), "--soak", "--rate", "1000", "--connections", "10") as run:
+        run.begin()
+        waitFor(lambda: "10 connections" in propertyOf("StatusText"), "all are connected")
+        shell("systemctl kill --signal=KILL kvserver.service")
+        waitFor(lambda: "10 connections" in propertyOf("StatusText"), "all are connected again")
+        said = run.interrupt().said
+    print(said["ends"], said["gaps"], said["lines_sent"] - said["lines_returned"])
+    assert len(said["ends"]) == 10
+    assert {end["ending"] for end in said["ends"]} <= {"reset", "cut", "dropped"}
+    assert said["faults"] == []
+    gap = max(said["gaps"], key=itemgetter("duration"))
+    assert gap["connections_lost"] == 10
+    assert gap["duration"] < PATIENCE
 
 
 def workers() -> list[str]:
