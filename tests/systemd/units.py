@@ -745,14 +745,14 @@ def test_upgrade() -> None:
     restart = block("systemctl daemon-reload && systemctl restart kvserver.service")
     for paste in restart, block("ln -sfnT $(ls"):
         running = installed()
-        with connect(PORT) as client:
+        load = ("--soak", "--rate", "400", "--connections", "8", "--churn", "1")
+        with connect(PORT) as client, started(at(PORT), *load) as run:
             assert ask(client, b"hello\n") == b"hello\n"
-            crowd = Crowd()
+            run.begin()
             shell(paste)
-            crowd.enough.set()
-            crowd.join()
             assert client.recv(1) == b""
-        assert crowd.failures == []
+            said = run.interrupt().said
+        assert (said["result"], said["ends"], said["faults"]) == ("ok", [], [])
         answered()
         assert installed() != running
         version = "kvserver 99.0"

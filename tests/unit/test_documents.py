@@ -14,6 +14,7 @@ SHOWN = {
     "kubectl apply": "needs a cluster; test_deploy checks the files",
     "kvserver --listen=proxy": "part of the text on Kubernetes; needs a balancer",
     "$ .venv/bin/kvcheck tcp:lb.example:4040": "needs a balancer; kvcheck's own tests have one",
+    "kvcheck tcp:127.0.0.1:4040 --soak": "lasts until Ctrl-C; tests of kvcheck have soaks",
     "kvserver/\n": "a drawing; test_rooms compares it",
     "Supervisor\n": "a drawing; test_rooms compares it",
     ".venv/bin/python -m tests.benchmark": "takes a quarter of an hour; test_benchmark has --quick",
