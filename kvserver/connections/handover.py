@@ -31,7 +31,7 @@ def begin(connection: Connection, start: Callable[[Any], None]) -> None:
     """
     try:
         start(connection)
-    except Exception as error:
+    except BaseException as error:
         _log.failure(
             "The connection from {peer} could not begin",
             peer=formatAddress(connection.record.peer),

@@ -137,7 +137,7 @@ class Poller:
             why = descriptor.doRead()
             if why is not None:
                 self._end(descriptor, why, True)
-        except Exception as error:
+        except BaseException as error:
             self._fail(descriptor, error)
 
     def remove(self, descriptor: Any) -> None:
@@ -223,7 +223,8 @@ class Poller:
 
     def _serve(self) -> None:
         """
-        Serve the connections that are ready. An exception ends only the connection that raised it.
+        Serve the connections that are ready. An exception ends only the connection that raised it,
+        whatever it is: as with Twisted's own transports, a C{SystemExit} does not end the process.
         """
         watched = self._watched
         for number, event in self._epoll.poll(0, EVENTS_PER_TURN):
@@ -239,7 +240,7 @@ class Poller:
                     reads, why = self._readAndWrite(descriptor, number, event)
                 if why is not None:
                     self._end(descriptor, why, reads)
-            except Exception as error:
+            except BaseException as error:
                 self._fail(descriptor, error)
 
     def _readAndWrite(
@@ -265,7 +266,7 @@ class Poller:
             why = descriptor.doWrite()
         return reads, why
 
-    def _fail(self, descriptor: Any, error: Exception) -> None:
+    def _fail(self, descriptor: Any, error: BaseException) -> None:
         """
         A connection has raised an exception: it ends, and no other one.
         """
@@ -293,7 +294,7 @@ class Poller:
         """
         try:
             descriptor.connectionLost(reason)
-        except Exception:
+        except BaseException:
             _log.failure(
                 "{connection} failed while it was closed",
                 connection=descriptor.logPrefix(),

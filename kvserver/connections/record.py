@@ -84,12 +84,15 @@ class ConnectionRecord:
 
     @ivar worker: The number of the worker that serves it. None: there are no workers.
 
+    @ivar endedAt: When it ended, in seconds by the reactor's clock; a worker reports it some time
+        later. None until it has ended.
+
     @ivar duration: How long it lasted, in seconds. None until it has ended.
     """
 
     __slots__ = (
-        *("acceptedAt", "client", "reason", "listener", "id", "peer", "received"),
-        *("duration", "sent", "subject", "tls", "unacknowledged", "unit", "work", "worker"),
+        *("acceptedAt", "client", "duration", "endedAt", "id", "listener", "peer", "reason"),
+        *("received", "sent", "subject", "tls", "unacknowledged", "unit", "work", "worker"),
     )
 
     unit: str | None
@@ -108,6 +111,7 @@ class ConnectionRecord:
         self.sent = 0
         self.unacknowledged = 0
         self.work = 0
+        self.endedAt: float | None = None
         self.duration: float | None = None
 
     @property

@@ -158,7 +158,8 @@ class Connections(Service):
         written.
         """
         record = connection.record
-        record.duration = self._reactor.seconds() - record.acceptedAt
+        record.endedAt = record.endedAt or self._reactor.seconds()
+        record.duration = record.endedAt - record.acceptedAt
         self.counters.add(record)
         try:
             if self._report is not None:

@@ -65,7 +65,7 @@ class Sweep:
         for connection in self._transports():
             try:
                 closes = self._visit(connection)
-            except Exception:
+            except BaseException:
                 _log.failure(
                     "A connection could not be looked at, and is aborted", level=LogLevel.error
                 )

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from twisted.logger import FileLogObserver, LogEvent, formatEvent
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_str
 
 from kvserver.operations.accesslog import formatTime
 
@@ -28,7 +29,20 @@ def jsonLogObserver(stream: TextIO) -> FileLogObserver:
 
     @param stream: Where it writes.
     """
-    return FileLogObserver(stream, lambda event: json.dumps(toObject(event), default=str) + "\n")
+    return FileLogObserver(stream, lambda event: _line(toObject(event)))
+
+
+def _line(fields: dict[str, object]) -> str:
+    try:
+        return json.dumps(fields, default=safe_str) + "\n"
+    except (RecursionError, TypeError, ValueError):
+        # A field is a dict with keys that JSON has not, or contains itself.
+        known = (str, int, float, type(None))
+        texts = {
+            name: value if isinstance(value, known) else safe_str(value)
+            for name, value in fields.items()
+        }
+        return json.dumps(texts) + "\n"
 
 
 def toObject(event: LogEvent) -> dict[str, object]:

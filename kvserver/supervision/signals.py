@@ -133,7 +133,8 @@ class ProcessSignals:
         self._reactor.callFromThread(self._abortDrains)
 
     def _abortDrains(self) -> None:
-        for tree in self._trees:
+        # A tree without connections has stopped, and is removed, when this returns.
+        for tree in list(self._trees):
             tree.abortDrain()
 
     def _hangUp(self, number: int, frame: FrameType | None) -> None:

@@ -66,10 +66,10 @@ class Terminal:
 
     def hasJustGone(self) -> bool:
         """
-        Return whether the terminal went away between the last two looks, or since.
+        Return whether the terminal went away between the last two looks, or since. The next look
+        may be long overdue: a process that was stopped (SIGTSTP) gets a HUP before it can look.
         """
-        return (
-            self._lastSeen is not None
-            and self._reactor.seconds() - self._lastSeen <= 2 * LOOK_INTERVAL
-            and not self._isThere()
-        )
+        if self._lastSeen is None or self._isThere():
+            return False
+        isRecent = self._reactor.seconds() - self._lastSeen <= 2 * LOOK_INTERVAL
+        return isRecent or self._nextLook is not None

@@ -69,7 +69,9 @@ class Channel:
         self.fileno = end.fileno
         self._received = received
         self._lost = lost
+        # What has come, and how much of it has been given away.
         self._incoming = b""
+        self._place = 0
         self._descriptors: list[int] = []
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self._whenFlushed: list[Callable[[], None]] = []
@@ -154,7 +156,8 @@ class Channel:
 
     def _receive(self) -> bytes | None:
         """
-        Receive, and give away the messages that are complete.
+        Receive, and give away the messages that are complete. What a message brings about may
+        receive, too: the limits ask for the connections that have ended.
 
         @return: What has come; nothing: the other end is gone; None: nothing has come yet.
         """
@@ -170,18 +173,25 @@ class Channel:
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._descriptors += array("i", content)
-        incoming = self._incoming + data
-        start, whole = 0, len(incoming) - _LENGTH.size
-        while start <= whole:
-            (length,) = _LENGTH.unpack_from(incoming, start)
-            if start + length > whole:
-                break
-            begin = start + _LENGTH.size
-            start = begin + length
+        self._incoming, self._place = self._incoming[self._place :] + data, 0
+        while (message := self._nextMessage()) is not None:
             # The descriptors of a message come with its first byte.
-            self._received(marshal.loads(incoming[begin:start]), self._descriptors)
-        self._incoming = incoming[start:]
+            self._received(marshal.loads(message), self._descriptors)
         return data
+
+    def _nextMessage(self) -> bytes | None:
+        """
+        Return the next message that is complete, once; None: there is none.
+        """
+        begin = self._place + _LENGTH.size
+        if begin > len(self._incoming):
+            return None
+        (length,) = _LENGTH.unpack_from(self._incoming, self._place)
+        end = begin + length
+        if end > len(self._incoming):
+            return None
+        self._place = end
+        return self._incoming[begin:end]
 
     def connectionLost(self, reason: Failure) -> None:
         """

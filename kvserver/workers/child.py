@@ -102,7 +102,7 @@ class Worker:
         # The master has its copy of a socket until it has read the acknowledgement.
         self._poller = Poller(reactor, areShared=True)
         self._channel = Channel(self._poller, end, self._receive, self._masterIsGone)
-        self._ended: list[list[Any]] = []
+        self._ended: list[ConnectionRecord] = []
         # How far each connection was at the last heartbeat: one that stands still is not reported.
         self._progress: dict[Connection, int] = {}
         self._deadline: float | None = None
@@ -216,7 +216,7 @@ class Worker:
             self._certificates.load()
 
     def _report(self, record: ConnectionRecord) -> None:
-        self._ended.append(fromEnd(record))
+        self._ended.append(record)
         if self._isExact:
             self._reportEnded()
         elif self._deadline is not None:
@@ -227,7 +227,8 @@ class Worker:
     def _reportEnded(self) -> None:
         if self._ended:
             ended, self._ended = self._ended, []
-            self._channel.send(["ended", ended])
+            now = self._reactor.seconds()
+            self._channel.send(["ended", [fromEnd(record, now) for record in ended]])
 
     def _beat(self) -> None:
         before, self._progress = self._progress, {}

@@ -66,19 +66,22 @@ def toProgress(record: ConnectionRecord, written: list[Any]) -> int:
     return work
 
 
-def fromEnd(record: ConnectionRecord) -> list[Any]:
+def fromEnd(record: ConnectionRecord, now: float) -> list[Any]:
     """
-    Write the end of a connection.
+    Write the end of a connection, and how long ago it was: another process may have another clock.
     """
     reason = record.reason and record.reason.value
-    return [fromProgress(record, record.work), reason, record.unacknowledged]
+    assert record.endedAt is not None
+    progress = fromProgress(record, record.work)
+    return [progress, reason, record.unacknowledged, now - record.endedAt]
 
 
-def toEnd(record: ConnectionRecord, written: list[Any]) -> None:
+def toEnd(record: ConnectionRecord, written: list[Any], now: float) -> None:
     """
     Read it into the record.
     """
-    progress, reason, record.unacknowledged = written
+    progress, reason, record.unacknowledged, ago = written
+    record.endedAt = now - ago
     record.work = toProgress(record, progress)
     record.closeWith(CloseReason(reason))
 

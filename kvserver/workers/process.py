@@ -255,8 +255,9 @@ class WorkerProcess(ProcessProtocol):
         self._acknowledged()
 
     def _on_ended(self, ended: list[list[Any]]) -> None:
+        now = self._reactor.seconds()
         for written in ended:
-            self.connections.pop(written[0][0]).end(written)
+            self.connections.pop(written[0][0]).end(written, now)
         self._closeIfEmpty()
 
     def _on_beat(self, cpu: float, living: list[list[Any]]) -> None:

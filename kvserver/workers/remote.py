@@ -52,11 +52,11 @@ class RemoteConnection(Connection):
         """
         self._work = toProgress(self.record, progress)
 
-    def end(self, written: list[Any]) -> None:
+    def end(self, written: list[Any], now: float) -> None:
         """
-        The worker has said how the connection has ended.
+        The worker has said how the connection has ended, and how long ago.
         """
-        toEnd(self.record, written)
+        toEnd(self.record, written, now)
         self._work = self.record.work
         self._finish()
 

@@ -3,6 +3,7 @@ The poller: over socket pairs, turn by turn.
 """
 
 import socket
+from asyncio import CancelledError
 
 import pytest
 from twisted.internet.error import ConnectionDone
@@ -198,17 +199,22 @@ def test_closedByAnother(server: MemoryServer) -> None:
     assert sorted(both, key=len) == [[], [ConnectionDone]]
 
 
-def test_failsAlone(server: MemoryServer) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, CancelledError])
+def test_failsAlone(server: MemoryServer, error: type[BaseException]) -> None:
     """
-    A protocol that raises is closed; the others are served, in the same turn.
+    A protocol that raises is closed, whatever it raises; the others are served, in the same turn.
     """
+
+    def fail(data: bytes) -> None:
+        raise error
+
     one, two = server.enter(), server.enter()
-    one.protocol.whenReceived = lambda data: 1 / 0
+    one.protocol.whenReceived = fail
     one.peer.sendall(b"x")
     two.peer.sendall(b"x")
     with capturedLogs() as logs:
         server.turn()
-    assert one.protocol.events == [ZeroDivisionError]
+    assert one.protocol.events == [error]
     assert one.peer.recv(1) == b""
     assert [record.reason for record in server.ended] == [CloseReason.ERROR]
     assert two.protocol.events == [b"x"]

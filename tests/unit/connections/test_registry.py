@@ -19,7 +19,7 @@ from kvserver.connections.addresses import sourceKey
 from kvserver.connections.limits import RESERVED_FDS, Limits, maxConnectionsAllowed
 from kvserver.connections.record import CloseReason
 from kvserver.connections.throttle import MAX_KEYS, REPEAT_INTERVAL, LogThrottle, SourceLog
-from tests.support.memory import PLENTY, MemoryServer, Pair, RecorderFactory
+from tests.support.memory import PLENTY, MemoryServer, Pair, Recorder, RecorderFactory
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,43 @@ def test_everyLiveConnection() -> None:
     assert list(server.connections) == [second]
     second.connectionLost(connectionDone)
     assert len(server.connections) == 0
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_failsAtTheBeginning(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    """
+    One whose protocol fails at its beginning ends, whatever it raises, and has its record.
+    """
+
+    def fail(self: Recorder) -> None:
+        raise error
+
+    monkeypatch.setattr(Recorder, "connectionMade", fail)
+    server = MemoryServer(factory=RecorderFactory())
+    with capturedLogs() as logs:
+        server.enter()
+    assert len(server.connections) == 0
+    assert [record.reason for record in server.ended] == [CloseReason.ERROR]
+    assert [event["log_level"] for event in logs] == [LogLevel.error]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_failsWhileLookedAt(error: type[BaseException]) -> None:
+    """
+    One that fails when it is to close ends, whatever it raises, and the others are still looked at.
+    """
+
+    def fail() -> None:
+        raise error
+
+    server = MemoryServer(Limits(idleTimeout=8))
+    server.connections.startService()
+    server.enter().transport.close = fail  # type: ignore[method-assign]
+    server.enter()
+    with capturedLogs() as logs:
+        server.passes(8 * 1.5)
+    assert [record.reason for record in server.ended] == [CloseReason.IDLE_TIMEOUT] * 2
+    assert LogLevel.error in [event["log_level"] for event in logs]
 
 
 def test_endsWhileIterating() -> None:

@@ -58,6 +58,30 @@ def test_event(log: Log) -> None:
     assert event == about | {"count": 2, "where": where}
 
 
+class Mute:
+    """
+    Has no text.
+    """
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+_ENDLESS: list[object] = []
+_ENDLESS.append(_ENDLESS)
+
+
+@pytest.mark.parametrize("value", [{b"key": 1}, _ENDLESS, Mute()])
+def test_noValue(log: Log, value: object) -> None:
+    """
+    A field that JSON can't have at all costs no message.
+    """
+    log.logger.info("There is one", value=value)
+    event = log.only()
+    assert (event["level"], event["message"]) == ("info", "There is one")
+    assert isinstance(event["value"], str)
+
+
 def test_failure(log: Log) -> None:
     """
     A failure has its traceback, on the same line.

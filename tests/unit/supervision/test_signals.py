@@ -212,6 +212,17 @@ def test_secondSignal(harness: Harness, first: int, second: int) -> None:
     assert harness.get(second) == ["stop", *["abort", "abort 2"] * 2]
 
 
+def test_secondSignalEndsATree(harness: Harness) -> None:
+    """
+    A tree that a second signal ends at once, as it does when the delay was all that was waited for,
+    does not keep the signal from the next one.
+    """
+    harness.run()
+    first = harness.trees[0]
+    first.abortDrain = first.stopService
+    assert harness.get(signal.SIGTERM, signal.SIGTERM) == ["stop", "abort 2"]
+
+
 def test_secondSignalInTheFirst(harness: Harness) -> None:
     """
     The next one may come even before the first one has changed the handlers, as when it is sent to

@@ -41,6 +41,17 @@ def test_lookBetween() -> None:
     assert harness.terminal.hasJustGone()
 
 
+def test_stoppedBefore() -> None:
+    """
+    So it is when the process was stopped for long, and the terminal goes meanwhile: the signal
+    comes before the look that is due.
+    """
+    harness = Harness(True)
+    harness.isThere = False
+    harness.clock.rightNow += 100 * LOOK_INTERVAL
+    assert harness.terminal.hasJustGone()
+
+
 def test_leftAlone() -> None:
     """
     When nothing has come of it, a later signal is somebody's. The process is not woken for it.

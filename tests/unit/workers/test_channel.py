@@ -153,3 +153,22 @@ def test_receiveAll(ends: tuple[End, End]) -> None:
     other.channel.close()
     one.channel.receiveAll()
     assert [number for number, _ in one.received] == [0, 1, 2]
+
+
+def test_receiveAllInTheMiddle(ends: tuple[End, End]) -> None:
+    """
+    What a message brings about may receive what has been sent since, wherever that was cut: the
+    limits do so when a connection has ended.
+    """
+    one, other = ends
+    numbers = []
+
+    def received(message: list[Any], descriptors: list[int]) -> None:
+        numbers.append(message[0])
+        one.channel.receiveAll()
+
+    one.channel._received = received
+    for number in range(10):
+        other.channel.send([number, "x" * 20_000])
+    one.read()
+    assert numbers == list(range(10))

@@ -15,9 +15,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import Logger, LogPublisher
 
 from kvserver.connections.limits import Limits
+from kvserver.connections.record import ConnectionRecord
+from kvserver.connections.throttle import SourceLog
 from kvserver.workers.channel import Channel
 from kvserver.workers.child import HEARTBEAT_INTERVAL, REPORT_INTERVAL, Worker
 from kvserver.workers.messages import fromAddress, toAddress
+from kvserver.workers.remote import RemoteConnection
 from tests.support.daemon import PATIENCE
 from tests.support.memory import isReadable
 
@@ -180,7 +183,14 @@ def test_life(master: Master) -> None:
     assert master.heard("ended") == []
     master.turn(REPORT_INTERVAL)
     ((ended,),) = master.heard("ended")
-    assert ended == [[[7, 13, 13, 2, None, None], "client_closed", 0]]
+    *told, ago = ended[0]
+    assert told == [[7, 13, 13, 2, None, None], "client_closed", 0]
+    # So the wait is no part of how long the connection lasted.
+    assert ago == pytest.approx(REPORT_INTERVAL)
+    record = ConnectionRecord("tcp:0", CLIENT)
+    remote = RemoteConnection(peer, record, None, lambda _: None, SourceLog(None))
+    remote.end(ended[0], 100.0)
+    assert record.endedAt == pytest.approx(100.0 - REPORT_INTERVAL)
 
 
 def test_banner(master: Master) -> None:
