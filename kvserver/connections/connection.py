@@ -181,7 +181,8 @@ class Connection:
         How much work the protocol has done, by its own count.
         """
         protocol: Any = self.protocol
-        return protocol.count if ICountsWork.providedBy(protocol) else 0
+        # A plain number: what counts may be of a kind that no message to the master can have.
+        return int(protocol.count) if ICountsWork.providedBy(protocol) else 0
 
     def progress(self) -> int:
         """

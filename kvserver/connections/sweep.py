@@ -19,6 +19,11 @@ CLOSES_PER_TURN = 50
 The most connections that a sweep closes in one turn of the reactor.
 """
 
+SHORTEST_INTERVAL = 0.05
+"""
+The shortest time between two sweeps, in seconds.
+"""
+
 
 class Sweep:
     """
@@ -47,11 +52,12 @@ class Sweep:
 
     def start(self, interval: float) -> None:
         """
-        Start a sweep now, and another one every C{interval} seconds.
+        Start a sweep now, and another one every C{interval} seconds, but not more often than every
+        L{SHORTEST_INTERVAL}.
         """
         self._loop = LoopingCall(lambda: self._cooperator.coiterate(self._sweep()))
         self._loop.clock = self._reactor
-        self._loop.start(interval)
+        self._loop.start(max(interval, SHORTEST_INTERVAL))
 
     def stop(self) -> None:
         """

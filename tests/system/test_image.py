@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from kvserver.supervision.orphans import INTERVAL
 from tests.support.clients import LINES, ask, connect, exchange, program, receive, skip
 from tests.support.daemon import environment, waitFor
 from tests.support.documents import MANUAL, ROOT, block
@@ -241,7 +242,7 @@ def needsNothing(podman: Podman, authority: Authority) -> None:
 
     assert len(children()) == 2
     podman.shell("podman exec shut-in /opt/kvserver/bin/python3 -c 'import os; os.fork()'")
-    waitFor(lambda: len(children()) == 2, "the orphan is gone")
+    waitFor(lambda: len(children()) == 2, "the orphan is gone", patience=3 * INTERVAL)
 
     with connect(4040) as idle:
         assert ask(idle, b"hello\n") == b"hello\n"

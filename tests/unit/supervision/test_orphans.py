@@ -9,14 +9,13 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 
-import kvserver.supervision.orphans
-from kvserver.supervision.orphans import INTERVAL, orphans
+from kvserver.supervision.orphans import INTERVAL, Reaper, orphans
 from kvserver.tap import Options, makeService
 
 SCRIPT = """
 import os, signal
 from twisted.internet.process import reapProcessHandlers
-from kvserver.supervision.orphans import reap
+from kvserver.supervision.orphans import Reaper
 
 def child():
     pid = os.fork()
@@ -25,25 +24,30 @@ def child():
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     return pid
 
-reap()
+reaper = Reaper()
+reaper.look()
 children = [child(), child()]
 running = os.fork()
 if not running:
     signal.pause()
-reap()
+reaper.look()
+mine = child()
+reaper.look()
+assert os.waitpid(mine, 0)[0] == mine, "taken at the first look"
 os.kill(running, signal.SIGKILL)
 assert os.waitpid(-1, 0)[0] == running, "not just those that had ended"
 worker = child()
 reapProcessHandlers[worker] = None
-reap()
+reaper.look()
+reaper.look()
 assert os.waitpid(worker, 0)[0] == worker, "taken from Twisted"
 """
 
 
 def test_reap() -> None:
     """
-    Those that have ended are waited for, but not those that Twisted waits for. Having none, or only
-    some that run, is no fault.
+    Those that had ended at the look before are waited for, but not those that Twisted waits for.
+    Having none, or only some that run, is no fault.
     """
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=60)
 
@@ -52,8 +56,8 @@ def test_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The service looks again and again, until it stops.
     """
-    calls: list[None] = []
-    monkeypatch.setattr(kvserver.supervision.orphans, "reap", lambda: calls.append(None))
+    calls: list[object] = []
+    monkeypatch.setattr(Reaper, "look", calls.append)
     clock = Clock()
     service = orphans(clock)
     service.startService()
