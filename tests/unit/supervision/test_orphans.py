@@ -57,7 +57,7 @@ def test_again(monkeypatch: pytest.MonkeyPatch) -> None:
     The service looks again and again, until it stops.
     """
     calls: list[object] = []
-    monkeypatch.setattr(Reaper, "look", calls.append)
+    monkeypatch.setattr(Reaper, "look", lambda reaper: calls.append(reaper))
     clock = Clock()
     service = orphans(clock)
     service.startService()
