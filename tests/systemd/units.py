@@ -266,7 +266,10 @@ def test_soakOverAKill() -> None:
     with started(at(PORT), "--soak", "--rate", "1000", "--connections", "10") as run:
         run.begin()
         waitFor(lambda: "10 connections" in propertyOf("StatusText"), "all are connected")
+        killed = propertyOf("MainPID")
         shell("systemctl kill --signal=KILL kvserver.service")
+        # Until then the status is that of the one that was killed.
+        waitFor(lambda: propertyOf("MainPID") not in ("0", killed), "it is started again")
         waitFor(lambda: "10 connections" in propertyOf("StatusText"), "all are connected again")
         said = run.interrupt().said
     print(said["ends"], said["gaps"], said["lines_sent"] - said["lines_returned"])
