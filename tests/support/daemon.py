@@ -18,6 +18,8 @@ from types import TracebackType
 import pytest
 from typing_extensions import Self
 
+from kvserver.workers.child import REPORT_INTERVAL
+
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 TWISTD = str(SCRIPTS / "twistd")
 TWIST = str(SCRIPTS / "twist")
@@ -174,6 +176,9 @@ class Daemon:
                     waitFor(self._isAtRest, "the socket is acknowledged")
                 self.idleDescriptors = self.descriptors() - 1
             waitFor(lambda: self.descriptors() == self.idleDescriptors, "nobody is connected")
+            if self.workers():
+                # The master hears a little later that this connection has ended.
+                time.sleep(2 * REPORT_INTERVAL)
         except BaseException:
             self.stop(signal.SIGKILL)
             raise
