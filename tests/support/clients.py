@@ -308,6 +308,14 @@ def _feed(process: "subprocess.Popen[bytes]") -> None:
         process.stdin.write(LINES)
 
 
+def _connected(port: int) -> int:
+    """
+    How many clients are connected to a port of 127.0.0.1 (proc_net(5)).
+    """
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()]
+    return sum(row[2:4] == [f"0100007F:{port:04X}", "01"] for row in rows)
+
+
 def stopInTheMiddle(folder: Path, port: int, stop: Callable[[], object]) -> None:
     """
     Stop the daemon in the middle of C{seq 1 200000 | nc -N} by 20 clients, and see that they lose
@@ -327,6 +335,7 @@ def stopInTheMiddle(folder: Path, port: int, stop: Callable[[], object]) -> None
             stack.enter_context(client)
             stack.callback(client.kill)
             clients.append(client)
+        waitFor(lambda: _connected(port) >= len(clients), "all are connected")
         # Side by side: a client that sent nothing for a while would be at rest.
         feeding = [threading.Thread(target=_feed, args=[client]) for client in clients]
         for thread in feeding:
