@@ -42,6 +42,31 @@ def formatTime(now: float) -> str:
     return datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds")
 
 
+def describe(record: ConnectionRecord, work: int, sent: int, seconds: float) -> dict[str, Any]:
+    """
+    Describe a connection that is open, or has ended.
+
+    @param work: What its protocol has done, by its own count.
+
+    @param sent: How many bytes have gone to the client.
+
+    @param seconds: How long it has lasted.
+    """
+    return {
+        "id": record.id,
+        "listener": record.listener,
+        **({} if record.worker is None else {"worker": record.worker}),
+        "peer": formatAddress(record.peer),
+        "client": record.client and formatAddress(record.client),
+        "tls": record.tls,
+        "subject": record.subject,
+        **({} if record.unit is None else {record.unit: work}),
+        "bytes_in": record.received,
+        "bytes_out": sent,
+        "seconds": seconds,
+    }
+
+
 def loggedRecord(record: ConnectionRecord, now: float) -> LoggedRecord:
     """
     Build what is written of a connection that has ended.
@@ -51,17 +76,7 @@ def loggedRecord(record: ConnectionRecord, now: float) -> LoggedRecord:
     return LoggedRecord(
         {
             "time": formatTime(now),
-            "id": record.id,
-            "listener": record.listener,
-            **({} if record.worker is None else {"worker": record.worker}),
-            "peer": formatAddress(record.peer),
-            "client": record.client and formatAddress(record.client),
-            "tls": record.tls,
-            "subject": record.subject,
-            **({} if record.unit is None else {record.unit: record.work}),
-            "bytes_in": record.received,
-            "bytes_out": record.delivered,
-            "seconds": round(record.duration or 0.0, 6),
+            **describe(record, record.work, record.delivered, round(record.duration or 0.0, 6)),
             "reason": record.reason and record.reason.value,
         }
     )

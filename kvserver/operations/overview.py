@@ -12,6 +12,7 @@ from kvserver.connections.addresses import formatAddress
 from kvserver.connections.connection import Connection
 from kvserver.connections.registry import Connections
 from kvserver.listening.listener import Listener
+from kvserver.operations.accesslog import describe
 from kvserver.operations.rates import INTERVAL, Rates
 from kvserver.workers.pool import Pool
 
@@ -124,20 +125,10 @@ class Overview:
 
     def _describe(self, connection: Connection) -> dict[str, Any]:
         record = connection.record
-        unit = self._connections.unit
-        return {
-            "id": record.id,
-            "listener": record.listener,
-            **({} if self._pool is None else {"worker": record.worker}),
-            "peer": formatAddress(record.peer),
-            "client": record.client and formatAddress(record.client),
-            "tls": record.tls,
-            "subject": record.subject,
-            **({} if unit is None else {unit: connection.work}),
-            "bytes_in": record.received,
-            "bytes_out": record.sent,
-            "seconds": round(self._reactor.seconds() - record.acceptedAt, 3),
-        }
+        seconds = round(self._reactor.seconds() - record.acceptedAt, 3)
+        described = describe(record, connection.work, record.sent, seconds)
+        # None until a worker has it.
+        return described if self._pool is None else {**described, "worker": record.worker}
 
     def _describeListeners(self) -> Iterator[dict[str, Any]]:
         restarts, counters = self._restarts(), self._connections.counters
