@@ -166,15 +166,19 @@ class Load(Giving):
     def _retryLater(self, delay: float) -> None:
         def retry() -> None:
             self._retries.discard(call)
-            if self._isFinished():
-                self._checkDone()
-            elif self._plan.soak and self._find is not None:
+            if self._plan.soak and self._find is not None and not self._isFinished():
                 self._findAndConnect(self._find)
             else:
-                self._connect()
+                self._connectUnlessFinished()
 
         call = self._run.reactor.callLater(delay, retry)
         self._retries.add(call)
+
+    def _connectUnlessFinished(self) -> None:
+        if self._isFinished():
+            self._checkDone()
+        else:
+            self._connect()
 
     def _findAndConnect(self, find: Find) -> None:
         """
@@ -187,10 +191,7 @@ class Load(Giving):
             self._retries.discard(call)
             if call.active():
                 call.cancel()
-            if self._isFinished():
-                self._checkDone()
-            else:
-                self._connect()
+            self._connectUnlessFinished()
 
         call = self._run.reactor.callLater(_ATTEMPT, connect)
         self._retries.add(call)
