@@ -18,7 +18,7 @@ from kvserver.connections.drain import DRAIN_INTERVAL, Drain, isAtRest
 from kvserver.connections.limits import Limits, maxConnectionsAllowed
 from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.sweep import Sweep
-from kvserver.connections.throttle import REPEATED, LogThrottle, SourceLog
+from kvserver.connections.throttle import REPEATED, LogThrottle, SourceLog, connectionsText
 from kvserver.interfaces import IWorkers
 
 _log = Logger(namespace="kvserver.connections.Connections")
@@ -203,7 +203,7 @@ class Connections(Service):
         return False
 
     def _logFull(self, count: int) -> None:
-        what = "1 connection" if self.maxConnections == 1 else "{connections} connections"
+        what = connectionsText(self.maxConnections, "connections")
         text = f"{what}: no more are accepted until one ends"
         _log.warn(text + REPEATED[count > 1], connections=self.maxConnections, count=count)
 
@@ -228,8 +228,7 @@ class Connections(Service):
         if count >= limit:
             self.sourceLog.warn(
                 connection.getPeer(),
-                f"{{source}} has {'1 connection' if limit == 1 else '{limit} connections'}: "
-                "more are refused",
+                f"{{source}} has {connectionsText(limit, 'limit')}: more are refused",
                 limit=limit,
             )
             return False
@@ -264,7 +263,7 @@ class Connections(Service):
         if not self._live:
             return succeed(None)
         seconds = self.limits.drainTimeout
-        what = "1 connection" if len(self) == 1 else "{count} connections"
+        what = connectionsText(len(self))
         _log.info(f"Draining {what}, for at most {{seconds}} s", count=len(self), seconds=seconds)
         return self.drain(0 if self._drainIsAborted else seconds)
 

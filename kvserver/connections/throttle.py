@@ -29,6 +29,15 @@ several.
 """
 
 
+def connectionsText(count: int, field: str = "count") -> str:
+    """
+    Return how many connections there are, as a part of the format of a message.
+
+    @param field: The field of the message that has the number.
+    """
+    return "1 connection" if count == 1 else f"{{{field}}} connections"
+
+
 _MORE = object()
 """
 The key of all events that are not throttled separately.

@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from kvserver.connections.throttle import connectionsText
 from kvserver.workers.process import WorkerProcess
 
 _log = Logger(namespace="kvserver.worker")
@@ -36,8 +37,7 @@ class Replacement:
         if not pool.isComplete or self._numbers or pool.connections.isDraining:
             _log.warn("Received SIGUSR2: ignored, since workers are starting, changing or ending")
         elif old:
-            what = "1 connection" if old == 1 else "{count} connections"
-            text = f"Received SIGUSR2: ignored, replaced workers still have {what}"
+            text = f"Received SIGUSR2: ignored, replaced workers still have {connectionsText(old)}"
             _log.warn(text, count=old)
         else:
             _log.info("Received SIGUSR2: replacing the workers")
