@@ -3,6 +3,7 @@ What README and manual show, as it would be pasted.
 """
 
 import re
+import subprocess
 import textwrap
 from pathlib import Path
 
@@ -34,6 +35,37 @@ def block(begin: str) -> str:
     found = {one for document in DOCUMENTS for one in blocks(document) if one.startswith(begin)}
     assert len(found) == 1, (begin, found)
     return found.pop()
+
+
+def paste(
+    script: str,
+    *flags: str,
+    status: int = 0,
+    folder: Path | None = None,
+    env: dict[str, str] | None = None,
+) -> str:
+    """
+    Run a script as it would be pasted.
+
+    @param flags: What the shell is told besides.
+
+    @param status: The exit status that it must have.
+
+    @return: What it prints.
+    """
+    done = subprocess.run(
+        ["bash", *flags, "-c", script],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout
+    return done.stdout
 
 
 DAEMONS = (

@@ -2,12 +2,14 @@
 The terminal that a daemon was started from goes away.
 """
 
+import contextlib
 import os
 import pty
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -35,6 +37,30 @@ def terminal() -> Iterator[list[int]]:
         os.close(end)
 
 
+@contextlib.contextmanager
+def started(
+    folder: Path, terminal: int, output: int | IO[Any], *command: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """
+    A command whose controlling terminal this is.
+
+    @param output: Where it writes.
+    """
+    process = subprocess.Popen(
+        [program("setsid"), "--ctty", *command],
+        cwd=folder,
+        env=environment(),
+        stdin=terminal,
+        stdout=output,
+        stderr=output,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("command", STARTS)
 def test_foreground(tmp_path: Path, terminal: list[int], command: tuple[str, ...]) -> None:
     """
@@ -44,16 +70,10 @@ def test_foreground(tmp_path: Path, terminal: list[int], command: tuple[str, ...
     _, slave = terminal
     log = tmp_path / "log"
     port = quietPort()
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [program("setsid"), "--ctty", *command, f"--port={port}"],
-            cwd=tmp_path,
-            env=environment(),
-            stdin=slave,
-            stdout=file,
-            stderr=file,
-        )
-    try:
+    with (
+        log.open("wb") as file,
+        started(tmp_path, slave, file, *command, f"--port={port}") as process,
+    ):
         waitFor(lambda: "Accepting" in log.read_text(), "it listens")
         process.send_signal(signal.SIGHUP)
         waitFor(lambda: "Received SIGHUP: reloading" in log.read_text(), "it reloads")
@@ -66,9 +86,6 @@ def test_foreground(tmp_path: Path, terminal: list[int], command: tuple[str, ...
             assert receive(client, 6) == b"hello\n"
             assert client.recv(1) == b""
         assert process.wait(PATIENCE) == 0
-    finally:
-        process.kill()
-        process.wait()
     assert log.read_text().count("reloading") == 1
     assert "Traceback" not in log.read_text()
 
@@ -81,28 +98,14 @@ def test_logToTerminal(tmp_path: Path, terminal: list[int]) -> None:
     _, slave = terminal
     port = quietPort()
     access = tmp_path / "access.log"
-    command = " ".join(COMMAND)
-    shell = subprocess.Popen(
-        [
-            *(program("setsid"), "--ctty", "sh", "-c"),
-            f"{command} --port={port} --access-log={access}; exit",
-        ],
-        cwd=tmp_path,
-        env=environment(),
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-    )
-    try:
+    command = f"{' '.join(COMMAND)} --port={port} --access-log={access}; exit"
+    with started(tmp_path, slave, slave, "sh", "-c", command):
         waitFor(lambda: access.exists(), "it is about to listen")
         with connect(port) as client:
             assert ask(client, b"hello\n") == b"hello\n"
             os.close(terminal.pop(0))
             assert client.recv(1) == b""
         assert '"reason": "drained"' in access.read_text()
-    finally:
-        shell.kill()
-        shell.wait()
 
 
 def test_daemonized(tmp_path: Path, terminal: list[int]) -> None:

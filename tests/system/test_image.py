@@ -23,7 +23,7 @@ import pytest
 from kvserver.supervision.orphans import INTERVAL
 from tests.support.clients import LINES, ask, connect, exchange, program, receive, skip
 from tests.support.daemon import environment, waitFor
-from tests.support.documents import MANUAL, ROOT, block
+from tests.support.documents import MANUAL, ROOT, block, paste
 from tests.support.wires import Authority, TLSClient
 
 pytestmark = pytest.mark.slow
@@ -111,19 +111,7 @@ class Podman:
 
         @return: What it prints.
         """
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=self.checkout,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+        return paste(script, "-euo", "pipefail", folder=self.checkout, env=self._environment)
 
     def waitForLog(self, name: str, text: str) -> None:
         """

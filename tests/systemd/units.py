@@ -10,7 +10,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import pytest
 
 from tests.support.clients import LINES, Sender, ask, connect, exchange, stick
 from tests.support.daemon import PATIENCE, waitFor
-from tests.support.documents import MONITORING, SYSTEMD, block
+from tests.support.documents import MONITORING, SYSTEMD, block, paste
 from tests.support.kvcheck import at, started
 from tests.support.sabotage import SABOTEUR
 from tests.support.wires import PROXY_V1, Authority, TLSClient
@@ -56,17 +55,7 @@ def shell(script: str, status: int = 0) -> str:
 
     @return: What it prints.
     """
-    done = subprocess.run(
-        ["bash", "-c", script],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == status, done.stdout
-    return done.stdout
+    return paste(script, status=status)
 
 
 def propertyOf(name: str) -> str:
@@ -746,13 +735,13 @@ def test_upgrade() -> None:
         module.write_text(text)
     assert installed() == old
     restart = block("systemctl daemon-reload && systemctl restart kvserver.service")
-    for paste in restart, block("ln -sfnT $(ls"):
+    for pasted in restart, block("ln -sfnT $(ls"):
         running = installed()
         load = ("--soak", "--rate", "400", "--connections", "8", "--churn", "1")
         with connect(PORT) as client, started(at(PORT), *load) as run:
             assert ask(client, b"hello\n") == b"hello\n"
             run.begin()
-            shell(paste)
+            shell(pasted)
             assert client.recv(1) == b""
             said = run.interrupt().said
         assert (said["result"], said["ends"], said["faults"]) == ("ok", [], [])
