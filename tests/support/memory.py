@@ -29,7 +29,7 @@ from kvserver.connections.transport import Transport
 from kvserver.echo.factory import EchoFactory
 from kvserver.listening.route import Route
 from kvserver.served import unitOf
-from tests.support.daemon import PATIENCE
+from tests.support.daemon import PATIENCE, waitFor
 
 CLIENT_ADDRESS = IPv4Address("TCP", "192.0.2.1", 1024)
 """
@@ -164,7 +164,7 @@ class Pair:
 
     def isSettled(self) -> bool:
         """
-        Has the peer's kernel taken all that it takes?
+        Has the peer's kernel taken nothing for a moment?
         """
         before = self.unread(), self.unacknowledged()
         time.sleep(0.1)
@@ -286,6 +286,18 @@ class MemoryServer:
         for _ in range(round(seconds / STEP)):
             self.clock.advance(STEP)
             self.turn()
+
+    def waitUntilFull(self, pair: Pair) -> None:
+        """
+        Wait, while the server has its turns and no time passes, until the peer's kernel has taken
+        all that it takes.
+        """
+
+        def isSettled() -> bool:
+            self.turn()
+            return pair.isSettled()
+
+        waitFor(isSettled, "all that the peer's kernel takes")
 
     def collect(self, peer: socket.socket, size: int) -> bytes:
         """

@@ -380,6 +380,7 @@ def test_timeouts(served: Callable[..., MemoryServer]) -> None:
     memoryServer.connections.startService()
     idle, stuck = memoryServer.enter(), memoryServer.enter(overTCP=True)
     stuck.transport.write(PLENTY * 20)
+    memoryServer.waitUntilFull(stuck)
     memoryServer.passes(7)
     assert idle.record.reason is CloseReason.IDLE_TIMEOUT
     assert stuck.record.reason is CloseReason.WRITE_TIMEOUT

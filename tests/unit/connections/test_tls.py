@@ -29,7 +29,6 @@ from kvserver.connections.throttle import REPEAT_INTERVAL
 from kvserver.connections.tls import RECEIVE_SIZE, TLSTransport
 from kvserver.listening.route import Route
 from tests.support.clients import LINES, slow
-from tests.support.daemon import waitFor
 from tests.support.memory import CLIENT_ADDRESS, MemoryServer, Pair, RecorderFactory, Watched
 from tests.support.wires import Authority, pem
 
@@ -805,7 +804,7 @@ def test_unacknowledged(certificates: Certificates, context: ssl.SSLContext, chu
     visitor = memoryServer.visit()
     visitor.stick(chunk * (100_000 // len(chunk)))
     before = memoryServer.connections.counts()
-    waitFor(visitor.pair.isSettled, "all that the peer's kernel takes")
+    memoryServer.waitUntilFull(visitor.pair)
     # To take it would let more come.
     there = visitor.peer.recv(visitor.pair.unread(), socket.MSG_PEEK)
     assert len(there) == visitor.pair.unread()

@@ -29,7 +29,6 @@ from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.stage import CLOSE_TIMEOUT, READ_SIZE, Farewell
 from kvserver.connections.transport import Transport
 from kvserver.interfaces import IDrainable
-from tests.support.daemon import waitFor
 from tests.support.memory import PLENTY, MemoryServer, Pair, Recorder
 
 LOST = Failure(ConnectionLost())
@@ -808,7 +807,7 @@ class TestRecord:
             while not pair.transport._outputEnded:
                 server.turn()
                 pair.peer.recv(1 << 10)
-        waitFor(pair.isSettled, "all that the peer's kernel takes")
+        server.waitUntilFull(pair)
         sent = pair.record.sent
         there = sent - pair.unacknowledged()
         assert pair.unread() <= there
