@@ -310,3 +310,20 @@ def test_callSoon(server: MemoryServer) -> None:
     assert done == ["at the end"]
     server.clock.advance(0)
     assert done == ["at the end", "later", "in order"]
+
+
+def test_onceMoreBeforeTheEnd(server: MemoryServer) -> None:
+    """
+    What becomes ready before that is done is served before it: hand-overs gather.
+    """
+    one, two = server.enter(), server.enter()
+    done: list[list[object]] = []
+
+    def received(data: bytes) -> None:
+        two.peer.sendall(data)
+        server.poller.callSoon(lambda: done.append(list(two.protocol.events)))
+
+    one.protocol.whenReceived = received
+    one.peer.sendall(b"x")
+    server.turn()
+    assert done == [[b"x"]]
