@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -324,6 +325,14 @@ class MemoryServer:
             transport.connectionLost(connectionDone)
         assert len(self.connections) == 0
         assert self.poller.removeAll() == []
+
+
+def timesOpen(path: Path) -> int:
+    """
+    Return how often this process has the file open. What else it has open may change meanwhile: the
+    garbage collector closes what earlier tests have left.
+    """
+    return [link.resolve() for link in Path("/proc/self/fd").iterdir()].count(path.resolve())
 
 
 def isReadable(descriptor: Any) -> bool:

@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from twisted.logger import LogLevel, capturedLogs
 
 from kvserver.connections.certificates import BadCertificate, Certificates
+from tests.support.memory import timesOpen
 from tests.support.wires import Authority, PrivateKey, ecKey, pem
 
 Identity = tuple[Path, Path]
@@ -578,9 +579,9 @@ def test_noRegularFile(
     else:
         files[which].symlink_to(os.ttyname(terminal) if kind == "terminal" else kind)
     option = ("--tls-certificate", "--tls-private-key", "--tls-client-ca")[which]
-    before = len(os.listdir("/proc/self/fd"))
+    before = timesOpen(files[which])
     assert reasonFor(*files) == f"{option}: '{files[which]}' is no regular file"
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert timesOpen(files[which]) == before
     os.close(controller)
     os.close(terminal)
 

@@ -17,7 +17,7 @@ from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.throttle import REPEAT_INTERVAL
 from kvserver.operations.accesslog import AccessLogFile, AccessLogStream, loggedRecord
 from kvserver.supervision.supervisor import CannotStart
-from tests.support.memory import PLENTY, MemoryServer
+from tests.support.memory import PLENTY, MemoryServer, timesOpen
 
 OPEN = "kvserver.operations.accesslog.openLog"
 
@@ -420,6 +420,6 @@ class TestToFile:
         """
         A service that has stopped holds no file.
         """
-        before = len(os.listdir("/proc/self/fd"))
+        assert timesOpen(file.path) == 1
         file.log.stopService()
-        assert len(os.listdir("/proc/self/fd")) == before - 1
+        assert timesOpen(file.path) == 0

@@ -18,6 +18,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import globalLogPublisher, textFileLogObserver
 
 from kvserver.operations.logstream import RETRY_INTERVAL, LogStream, protectLog
+from tests.support.memory import timesOpen
 
 SIZE = 4096
 """
@@ -276,8 +277,8 @@ def test_twistd(foreground: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     with open(reader), open(writer, "w") as file:
         monkeypatch.setattr(sys, "stdout", file)
-        before = len(os.listdir("/proc/self/fd"))
+        before = timesOpen(Path(f"/proc/self/fd/{writer}"))
         protectLog({"nodaemon": foreground}, MemoryReactorClock())
         assert isinstance(sys.stdout, LogStream) is foreground
-        assert len(os.listdir("/proc/self/fd")) == before + foreground
+        assert timesOpen(Path(f"/proc/self/fd/{writer}")) == before + foreground
         monkeypatch.undo()
