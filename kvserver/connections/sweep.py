@@ -19,6 +19,12 @@ CLOSES_PER_TURN = 50
 The most connections that a sweep closes in one turn of the reactor.
 """
 
+VISITS_PER_STEP = 50
+"""
+How many connections a sweep visits before it asks whether the reactor is to have its turn. To ask
+costs three times as much as a visit.
+"""
+
 SHORTEST_INTERVAL = 0.05
 """
 The shortest time between two sweeps, in seconds.
@@ -68,7 +74,7 @@ class Sweep:
 
     def _sweep(self) -> Iterator[Deferred[None] | None]:
         closed = 0
-        for connection in self._transports():
+        for number, connection in enumerate(self._transports()):
             try:
                 closes = self._visit(connection)
             except BaseException:
@@ -81,5 +87,7 @@ class Sweep:
             closed += closes
             # A close only begins here. The reactor does the rest in its next turn, which must not
             # become too long for the other connections.
-            pause = closes and closed % CLOSES_PER_TURN == 0
-            yield deferLater(self._reactor, 0) if pause else None
+            if closes and closed % CLOSES_PER_TURN == 0:
+                yield deferLater(self._reactor, 0)
+            elif number % VISITS_PER_STEP == 0:
+                yield None

@@ -18,7 +18,6 @@ from zope.interface import implementer
 
 from kvserver.connections.banner import Banner
 from kvserver.connections.certificates import Certificates
-from kvserver.connections.connection import Connection
 from kvserver.connections.handover import LocalHandover, begin
 from kvserver.connections.limits import Limits
 from kvserver.connections.poller import Poller
@@ -103,8 +102,9 @@ class Worker:
         self._poller = Poller(reactor, areShared=True)
         self._channel = Channel(self._poller, end, self._receive, self._masterIsGone)
         self._ended: list[ConnectionRecord] = []
-        # How far each connection was at the last heartbeat: one that stands still is not reported.
-        self._progress: dict[Connection, int] = {}
+        # How far each connection was at the last heartbeat, by its id: one that stands still is not
+        # reported.
+        self._progress: dict[int, int] = {}
         self._deadline: float | None = None
         self._files: dict[str, bytes] = {}
         self._certificates: WorkerCertificates | None = None
@@ -216,6 +216,7 @@ class Worker:
             self._certificates.load()
 
     def _report(self, record: ConnectionRecord) -> None:
+        self._progress.pop(record.id, None)
         self._ended.append(record)
         if self._isExact:
             self._reportEnded()
@@ -231,11 +232,11 @@ class Worker:
             self._channel.send(["ended", [fromEnd(record, now) for record in ended]])
 
     def _beat(self) -> None:
-        before, self._progress = self._progress, {}
         moved = []
-        for connection in self.connections:
-            progress = self._progress[connection] = connection.progress()
-            if progress != before.get(connection):
+        for connection in self.connections.byAge():
+            progress, number = connection.progress(), connection.record.id
+            if progress != self._progress.get(number, 0):
+                self._progress[number] = progress
                 moved.append(fromProgress(connection.record, connection.work))
         times = os.times()
         self._channel.send(["beat", times.user + times.system, moved])
