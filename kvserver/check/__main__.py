@@ -69,7 +69,7 @@ def settingsOf(options: argparse.Namespace) -> Settings:
         target=target,
         context=context,
         serverName=name,
-        proxyVersion=options.proxy_version,
+        proxyVersion=options.proxy_version or 2,
         proxySource=options.proxy_source,
         sizes=options.sizes or (options.size or 64,) * 2,
         binary=options.binary,

@@ -37,7 +37,7 @@ class UsageError(Exception):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(re.sub(r"^argument ((?:-\w/)?--[\w-]+): ", r"\1: ", message))
+        raise UsageError(re.sub(r"^argument ((?:-\w/)?--[\w-]+|TARGET): ", r"\1: ", message))
 
 
 def _number(least: float, most: float, what: str, kind: type = int) -> Callable[[str], Any]:
@@ -156,7 +156,7 @@ def newParser(version: str) -> argparse.ArgumentParser:
     group = parser.add_argument_group("PROXY header")
     add = group.add_argument
     version_ = _number(1, 2, "a version of the PROXY protocol: 1 or 2")
-    add("--proxy-version", type=version_, default=2, metavar="1|2", help="its version (2)")
+    add("--proxy-version", type=version_, metavar="1|2", help="its version (2)")
     add(
         "--proxy-source",
         type=_converted(parseSource),
@@ -175,6 +175,16 @@ _LOAD = ("connections", "rate", "depth", "lines", "duration", "churn", "soak")
 
 _LOAD_ONLY = ("max_p99", "plot", "hdr")
 
+_RULES_ONLY = ("rule", "idle", "server_log")
+
+_OF_LAYER = {
+    "tls": ("ca", "certificate", "private_key", "server_name", "insecure"),
+    "proxy": ("proxy_version", "proxy_source"),
+}
+"""
+The options that need a layer.
+"""
+
 
 def parseArguments(arguments: list[str], version: str) -> argparse.Namespace:
     """
@@ -186,27 +196,29 @@ def parseArguments(arguments: list[str], version: str) -> argparse.Namespace:
     given = [name for name in _LOAD if getattr(options, name)]
     options.isLoad = bool(given)
     # In the order of what follows from what.
-    if options.isLoad and (options.rule or options.idle):
-        raise UsageError(f"--{'rule' if options.rule else 'idle'}: not with a load (--{given[0]})")
+    for name in _RULES_ONLY:
+        if options.isLoad and getattr(options, name) is not None:
+            raise UsageError(f"{_option(name)}: not with a load ({_option(given[0])})")
     for name in _LOAD_ONLY:
         if getattr(options, name) is not None and not options.isLoad:
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option}: only with a load, such as --duration 10")
+            raise UsageError(f"{_option(name)}: only with a load, such as --duration 10")
     if options.size is not None and options.sizes is not None:
         raise UsageError("--sizes: not with --size")
-    if "tls" not in options.target.layers:
-        for name in ("ca", "certificate", "private_key", "server_name", "insecure"):
-            if getattr(options, name):
-                raise UsageError(f"--{name.replace('_', '-')}: only with a target of tls:")
+    for layer, names in _OF_LAYER.items():
+        for name in names:
+            if getattr(options, name) and layer not in options.target.layers:
+                raise UsageError(f"{_option(name)}: only with a target of {layer}:")
     if options.private_key and not options.certificate:
         raise UsageError("--private-key: only with --certificate")
-    if "proxy" not in options.target.layers and options.proxy_source:
-        raise UsageError("--proxy-source: only with a target of proxy:")
     for name in ("plot", "hdr"):
         path = getattr(options, name)
         if path is not None:
             _checkWritable(name, path)
     return options
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _checkWritable(option: str, path: str) -> None:

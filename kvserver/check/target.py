@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
-GRAMMAR = "tcp:HOST:PORT, unix:PATH, tls:HOST:PORT, proxy:tcp:HOST:PORT or proxy:tls:tcp:HOST:PORT"
+GRAMMAR = "[proxy:][tls:]tcp:HOST:PORT or [proxy:][tls:]unix:PATH"
 
 _LAYERS = ((), ("proxy",), ("tls",), ("proxy", "tls"))
 

@@ -264,7 +264,7 @@ def paths(
     tmp_path_factory: pytest.TempPathFactory, authority: Authority
 ) -> Iterator[dict[str, list[str]]]:
     """
-    What leads to a daemon, on each wire.
+    What leads to a daemon, on each wire; and to its access log.
     """
     folder = tmp_path_factory.mktemp("paths")
     certificate, key = authority.issue("localhost")
@@ -277,17 +277,17 @@ def paths(
     ) as daemon:
         plain, path, tls, proxy, proxyTLS = daemon.listening
         trust = ["--ca", str(authority.certificate)]
-        log = [f"--server-log={folder}/access.log"]
         yield {
-            "tcp": [f"tcp:127.0.0.1:{plain}", *log],
-            "tcp6": [rf"tcp:\:\:1:{plain}", *log],
-            "name": [f"tcp:localhost:{plain}", *log],
-            "unix": [f"unix:{path}", *log],
-            "tls": [f"tls:localhost:{tls}", *trust, *log],
-            "proxy": [f"proxy:tcp:127.0.0.1:{proxy}", "--proxy-source=192.0.2.7:1234", *log],
-            "proxy v1": [f"proxy:tcp:127.0.0.1:{proxy}", "--proxy-version=1", *log],
+            "log": [f"--server-log={folder}/access.log"],
+            "tcp": [f"tcp:127.0.0.1:{plain}"],
+            "tcp6": [rf"tcp:\:\:1:{plain}"],
+            "name": [f"tcp:localhost:{plain}"],
+            "unix": [f"unix:{path}"],
+            "tls": [f"tls:localhost:{tls}", *trust],
+            "proxy": [f"proxy:tcp:127.0.0.1:{proxy}", "--proxy-source=192.0.2.7:1234"],
+            "proxy v1": [f"proxy:tcp:127.0.0.1:{proxy}", "--proxy-version=1"],
             "proxy tls": [
-                *(f"proxy:tls:tcp:localhost:{proxyTLS}", *trust, *log),
+                *(f"proxy:tls:tcp:localhost:{proxyTLS}", *trust),
                 "--proxy-source=[2001:db8::1]:77",
             ],
         }
@@ -318,7 +318,7 @@ def test_theDaemonKeepsAllRules(paths: dict[str, list[str]], wire: str) -> None:
     """
     # Two of them take seconds, and not much is to be learnt from them on each wire.
     rules = [] if wire in ("tcp", "proxy tls") else SHORT_RULES
-    answer = kvcheck(*paths[wire], *rules)
+    answer = kvcheck(*paths[wire], *paths["log"], *rules)
     expected = dict.fromkeys(answer.outcomes(), "ok")
     if wire in ("unix", "tls", "proxy tls"):
         expected["urgent"] = "cannot be told"

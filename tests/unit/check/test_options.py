@@ -138,12 +138,14 @@ WRONG = {
     "--rule nothing": "--rule: invalid choice: 'nothing'",
     "--rule lines --lines 5": "--rule: not with a load (--lines)",
     "--idle 5 --soak": "--idle: not with a load",
+    "--server-log /dev/null --churn 5": "--server-log: not with a load (--churn)",
     "--plot a.gif --lines 5": "--plot: 'a.gif' ends neither in .svg nor in .png",
     "--plot /no/such/a.svg --lines 5": "--plot: '/no/such/a.svg' can't be written: No such",
     "--hdr /no/such/a --lines 5": "--hdr: '/no/such/a' can't be written",
     "--server-log /no/such/log": "--server-log: '/no/such/log' can't be read: No such",
     "--ca x.pem": "--ca: only with a target of tls:",
     "--proxy-source 1.2.3.4": "--proxy-source: only with a target of proxy:",
+    "--proxy-version 1": "--proxy-version: only with a target of proxy:",
     "--proxy-version 3": "--proxy-version: '3' is not a version of the PROXY protocol: 1 or 2",
     "--nonsense": "--nonsense",
     "--conn 5": "--conn",
@@ -171,6 +173,17 @@ def test_noTargetIsOneLine(capsys: pytest.CaptureFixture[str]) -> None:
     """
     assert main([]) == 2
     assert "TARGET" in capsys.readouterr().err
+
+
+def test_wrongTargetIsOneLine(capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    What is wrong is called TARGET, as the help calls it, and what is accepted is said.
+    """
+    assert main(["udp:127.0.0.1:4040"]) == 2
+    assert capsys.readouterr().err == (
+        "kvcheck: TARGET: 'udp:127.0.0.1:4040' is not [proxy:][tls:]tcp:HOST:PORT or "
+        "[proxy:][tls:]unix:PATH (in an IPv6 address write \\: for :)\n"
+    )
 
 
 @pytest.mark.parametrize("option", ["--ca", "--certificate"])
