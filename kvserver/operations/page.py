@@ -83,12 +83,10 @@ HEADERS = {
         f"'sha256-{_hash(_SCRIPT)}'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
         "frame-ancestors 'none'"
     ),
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
 }
 """
-The headers of the page. Only its own style and script are allowed, by their hashes (Content
+The headers of this page. Only its own style and script are allowed, by their hashes (Content
 Security Policy Level 3).
 """
 

@@ -14,9 +14,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from kvserver.connections.limits import Limits
+from kvserver.operations import page
 from kvserver.operations.metrics import Collector
 from kvserver.operations.overview import Overview
-from kvserver.operations.page import HEADERS, render
 
 REQUEST_TIMEOUT = 10
 """
@@ -42,6 +42,12 @@ HTML = "text/html; charset=utf-8"
 JSON = "application/json"
 
 
+HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+"""
+The headers of every page: it is what it says it is, and true for this moment only.
+"""
+
+
 class Page(Resource):
     """
     One page, rendered for each GET or HEAD request.
@@ -62,7 +68,7 @@ class Page(Resource):
         """
         super().__init__()
         self._make = make
-        self._headers = {"Content-Type": kind, **(headers or {})}
+        self._headers = {"Content-Type": kind, **HEADERS, **(headers or {})}
 
     def render(self, request: Request) -> bytes:
         """
@@ -74,9 +80,9 @@ class Page(Resource):
             return b""
         for name, value in self._headers.items():
             request.setHeader(name, value)
-        page = self._make(request)
-        request.setHeader("Content-Length", str(len(page)))
-        return b"" if request.method == b"HEAD" else page
+        content = self._make(request)
+        request.setHeader("Content-Length", str(len(content)))
+        return b"" if request.method == b"HEAD" else content
 
     def getChild(self, path: bytes, request: Request) -> "Page":
         """
@@ -187,7 +193,8 @@ def site(
 
     root = Page(_missing, TEXT)
     root.putChild(
-        b"", Page(lambda request: render(overview.describe(_address(request))), HTML, HEADERS)
+        b"",
+        Page(lambda request: page.render(overview.describe(_address(request))), HTML, page.HEADERS),
     )
     root.putChild(
         b"connections",

@@ -120,6 +120,16 @@ def test_pages(server: ServerWithSite) -> None:
         assert server.ask(path)[0] == (200 if "?" in path else 404), path
 
 
+@pytest.mark.parametrize("path", ["", "connections", "metrics", "healthz", "readyz", "nothing"])
+def test_momentary(server: ServerWithSite, path: str) -> None:
+    """
+    No page is kept by who passes it on, and none is taken for another kind than it is of.
+    """
+    _, head, _ = server.ask(f"/{path}")
+    lines = head.lower().split("\r\n")
+    assert {"cache-control: no-store", "x-content-type-options: nosniff"} <= {*lines}
+
+
 def test_ready(server: ServerWithSite) -> None:
     """
     C{/readyz} says why, if we are not.
