@@ -262,9 +262,9 @@ def _replaceTimeout(options: Mapping[str, Any]) -> float:
 def _network(text: str) -> IPv4Network | IPv6Network:
     try:
         return ip_network(text)
-    except ValueError:
+    except ValueError as error:
         raise UsageError(
-            f"--proxy-trusted: {text!r} is not an address or network, as 192.0.2.0/24"
+            f"--proxy-trusted: {text!r} is not an address or network, as 192.0.2.0/24: {error}"
         ) from None
 
 
