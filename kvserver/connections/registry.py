@@ -262,10 +262,10 @@ class Connections(Service):
         self._sweep.stop()
         if not self._live:
             return succeed(None)
-        seconds = self.limits.drainTimeout
+        seconds = 0 if self._drainIsAborted else self.limits.drainTimeout
         what = connectionsText(len(self))
         _log.info(f"Draining {what}, for at most {{seconds}} s", count=len(self), seconds=seconds)
-        return self.drain(0 if self._drainIsAborted else seconds)
+        return self.drain(seconds)
 
     def drain(self, seconds: float) -> Deferred[None]:
         """
