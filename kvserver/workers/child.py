@@ -86,7 +86,7 @@ class WorkerCertificates(Certificates):
 
 
 @implementer(ILogObserver)
-class Worker:
+class Child:
     """
     What runs in a worker process.
     """
@@ -275,6 +275,5 @@ def main() -> None:
     useMonotonicClock(reactor)
     end = socket.socket(fileno=int(sys.argv[1]))
     end.setblocking(False)
-    worker = Worker(reactor, end)
-    globalLogPublisher.addObserver(worker)
+    globalLogPublisher.addObserver(Child(reactor, end))
     cast(Any, reactor).run(installSignalHandlers=False)

@@ -18,7 +18,7 @@ from kvserver.connections.limits import Limits
 from kvserver.connections.record import ConnectionRecord
 from kvserver.connections.throttle import SourceLog
 from kvserver.workers.channel import Channel
-from kvserver.workers.child import HEARTBEAT_INTERVAL, REPORT_INTERVAL, Worker
+from kvserver.workers.child import HEARTBEAT_INTERVAL, REPORT_INTERVAL, Child
 from kvserver.workers.messages import fromAddress, toAddress
 from kvserver.workers.remote import RemoteConnection
 from tests.support.daemon import PATIENCE
@@ -58,7 +58,7 @@ class Master:
         for end in ours, theirs:
             end.setblocking(False)
         self.reactor = Reactor()
-        self.worker = Worker(self.reactor, theirs)
+        self.worker = Child(self.reactor, theirs)
         self.channel = Channel(MemoryReactorClock(), ours, self._receive, lambda: None)
         self.said: list[list[Any]] = []
         self.peers: list[socket.socket] = []
@@ -206,10 +206,9 @@ def test_acknowledgesFirst(master: Master) -> None:
     As long as the acknowledgement is not with the kernel, nothing is read from the client.
     """
     master.begin()
-    send = master.worker._channel._socket.send
-    with contextlib.suppress(BlockingIOError):
-        while send(b'["log", "info", "x", "full"]\n'):
-            continue
+    channel = master.worker._channel
+    while not channel._unsent:
+        channel.send(["log", "info", "x", "until nothing more is taken"])
     accepted, peer = socket.socketpair()
     accepted.setblocking(False)
     peer.sendall(b"hello\n")
@@ -218,12 +217,14 @@ def test_acknowledgesFirst(master: Master) -> None:
         master.channel.send(["take", [description]], [accepted.fileno()])
     with contextlib.suppress(BlockingIOError):
         for _ in range(5):
-            master.worker._channel.doRead()
+            channel.doRead()
             master.worker._poller.doRead()
     assert not isReadable(peer)
+    assert master.heard("took") == []
     master.turn()
-    master.worker._channel.doWrite()
+    channel.doWrite()
     master.turn()
+    assert master.heard("took") == [[[7]]]
     assert peer.recv(100) == b"hello\n"
     peer.close()
     master.turn(1)
