@@ -5,7 +5,11 @@ Why a connection fails, in words.
 import errno
 import ssl
 
-RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
+RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN)
+"""
+What the kernel says of a connection that was reset. C{ENOTCONN} is what getpeername(2) says when
+the reset has come just after the connection was established.
+"""
 
 
 def meaningOf(error: OSError) -> str:

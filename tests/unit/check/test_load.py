@@ -2,6 +2,7 @@
 A load and its connections, in memory: where they connect to, and how long they wait.
 """
 
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from twisted.internet.testing import MemoryReactorClock
 from kvserver.check import connection as connections
 from kvserver.check.giving import Plan
 from kvserver.check.load import Load
-from kvserver.check.run import Run, Settings
+from kvserver.check.run import RESET, Run, Settings
 from kvserver.check.target import Address, parseTarget
 
 TIMEOUT = 3.0
@@ -132,6 +133,22 @@ def elapse(clock: Clock, seconds: float) -> None:
 
 
 Done = Callable[[list[Address] | str], None]
+
+
+def test_resetAtOnce(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    One that is reset as soon as it is established is reset, not refused.
+    """
+
+    def getpeername(self: Socket) -> tuple[str, int]:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(Socket, "getpeername", getpeername)
+    run, _ = newRun()
+    connections.CheckedConnection(run).begin()
+    network.transports[0].owner.connected()
+    assert run.endings == {RESET: 1}
+    assert run.whyNot == "reset"
 
 
 def test_aSoakLooksTheNameUpAnew(network: Network) -> None:
