@@ -5,6 +5,7 @@ An accepted connection: its socket, its addresses, its record, and its end.
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from fcntl import ioctl
 from termios import FIONREAD, TIOCOUTQ
 from typing import Any
@@ -13,6 +14,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IAddress, ILoggingContext, IProtocol, IReadWriteDescriptor
 from twisted.internet.main import CONNECTION_DONE
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Attribute
 
@@ -20,6 +22,8 @@ from kvserver.connections.addresses import fromSockaddr
 from kvserver.connections.record import CloseReason, ConnectionRecord
 from kvserver.connections.throttle import SourceLog
 from kvserver.interfaces import ICountsWork
+
+_log = Logger(namespace="kvserver.connections.Connections")
 
 DONE = Failure(CONNECTION_DONE)
 
@@ -126,12 +130,11 @@ class Connection:
         """
         Return the name of this connection in the log: its protocol, its number, its peer.
         """
-        if self.protocol is None:
-            name = type(self).__name__
-        elif ILoggingContext.providedBy(self.protocol):
-            name = self.protocol.logPrefix()
-        else:
-            name = type(self.protocol).__name__
+        name = type(self.protocol or self).__name__
+        if ILoggingContext.providedBy(self.protocol):
+            # This is also called to log that the protocol has failed.
+            with suppress(BaseException):
+                name = str(self.protocol.logPrefix())
         peers = dict.fromkeys(map(_host, filter(None, (self.record.peer, self.record.client))))
         return ",".join((name, str(self.record.id), *peers))
 
@@ -178,11 +181,21 @@ class Connection:
     @property
     def work(self) -> int:
         """
-        How much work the protocol has done, by its own count.
+        How much work the protocol has done, by its own count. If it can't say, only its connection
+        ends: the question comes from what looks after all connections.
         """
         protocol: Any = self.protocol
-        # A plain number: what counts may be of a kind that no message to the master can have.
-        return int(protocol.count) if ICountsWork.providedBy(protocol) else 0
+        if not ICountsWork.providedBy(protocol):
+            return 0
+        try:
+            # A plain number: what counts may be of a kind that no message to the master can have.
+            return int(protocol.count)
+        except BaseException:
+            if not self._aborting:
+                _log.failure("{connection} can't count its work, and is aborted", connection=self)
+                self.record.closeWith(CloseReason.ERROR)
+                self.abortConnection()
+            return 0
 
     def progress(self) -> int:
         """

@@ -23,7 +23,8 @@ _log = Logger(namespace="kvserver.poller.Poller")
 
 EVENTS_PER_TURN = 256
 """
-The most connections that are served before the reactor attends to new connections and timers.
+The most connections that are served at one look. A turn of the reactor has two at most, and then
+timers have theirs.
 """
 
 
@@ -206,9 +207,9 @@ class Poller:
     def doRead(self) -> None:
         """
         Serve the connections that are ready. Then look once more if some were accepted: often their
-        first line has already arrived, and a look costs less than a turn of the reactor. Look once
-        more, too, before what is to be called soon: connections are handed over together, and the
-        more there are, the less each costs, up to a quarter less.
+        first line has already arrived, and a look costs less than a turn of the reactor. Also look
+        once more if calls wait (L{callSoon}): in a larger hand-over a connection costs up to a
+        quarter less.
         """
         self.turn += 1
         self._hasNew = False

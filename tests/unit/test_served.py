@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ILoggingContext
 from twisted.internet.protocol import Factory, Protocol, ServerFactory, connectionDone
-from twisted.logger import LogLevel, capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.protocols.basic import FileSender
 from twisted.protocols.finger import Finger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Site
+from zope.interface import implementer
 from zope.interface.verify import verifyClass, verifyObject
 
 from kvserver.connections.drain import DRAIN_INTERVAL, QUIET_PERIOD
@@ -325,6 +327,56 @@ def test_aborts(served: Callable[..., MemoryServer]) -> None:
     memoryServer.turn()
     (record,) = memoryServer.ended
     assert record.reason is not CloseReason.ERROR
+
+
+def test_countFails(served: Callable[..., MemoryServer]) -> None:
+    """
+    A protocol that can't say what it has done loses its connection, and no other one: who asks
+    looks after all.
+    """
+
+    class Lost(Shouting):
+        @property
+        def count(self) -> int:  # type: ignore[override]
+            if self.isLost:
+                raise LookupError("lost count")
+            return 1
+
+        isLost = False
+
+    memoryServer = served(Lost)
+    one, two = memoryServer.enter(), memoryServer.enter()
+    one.protocol.isLost = True
+    with capturedLogs() as logs:
+        assert memoryServer.connections.counts() == (1, 0, 0)
+        assert memoryServer.connections.counts() == (1, 0, 0)
+        memoryServer.turn()
+    assert list(memoryServer.connections) == [two.transport]
+    assert one.record.reason is CloseReason.ERROR
+    assert formatEvent(logs[0]).endswith("can't count its work, and is aborted")
+    assert "lost count" in logs[0]["log_failure"].getTraceback()
+
+
+def test_nameFails(served: Callable[..., MemoryServer]) -> None:
+    """
+    A protocol that fails, and also when the log asks for its name, fails alone.
+    """
+
+    @implementer(ILoggingContext)
+    class Nameless(Protocol):
+        def logPrefix(self) -> str:
+            raise LookupError("no name")
+
+        dataReceived = connectionLost = logPrefix  # type: ignore[assignment]
+
+    memoryServer = served(Nameless)
+    one, two = memoryServer.enter(), memoryServer.enter()
+    one.peer.sendall(b"x")
+    with capturedLogs() as logs:
+        memoryServer.turn()
+    assert list(memoryServer.connections) == [two.transport]
+    assert one.record.reason is CloseReason.ERROR
+    assert logs[0]["connection"] == "Nameless,1,192.0.2.1"
 
 
 def test_workInTheLog(served: Callable[..., MemoryServer]) -> None:

@@ -314,7 +314,7 @@ def test_callSoon(server: MemoryServer) -> None:
 
 def test_onceMoreBeforeTheEnd(server: MemoryServer) -> None:
     """
-    What becomes ready before that is done is served before it: hand-overs gather.
+    What becomes ready in a turn is served before the calls at its end: hand-overs gather.
     """
     one, two = server.enter(), server.enter()
     done: list[list[object]] = []
