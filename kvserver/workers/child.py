@@ -103,7 +103,7 @@ class Child:
         self._channel = Channel(self._poller, end, self._receive, self._masterIsGone)
         self._ended: list[ConnectionRecord] = []
         # How far each connection was at the last heartbeat, by its id: one that stands still is not
-        # reported.
+        # reported. What it does without a byte is reported with the next one, or with its end.
         self._progress: dict[int, int] = {}
         self._deadline: float | None = None
         self._files: dict[str, bytes] = {}
@@ -235,7 +235,7 @@ class Child:
         moved = []
         for connection in self.connections.byAge():
             progress, number = connection.progress(), connection.record.id
-            if progress != self._progress.get(number, 0):
+            if progress != self._progress.get(number):
                 self._progress[number] = progress
                 moved.append(fromProgress(connection.record, connection.work))
         times = os.times()

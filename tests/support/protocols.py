@@ -60,6 +60,16 @@ class Shouting(LineReceiver):
         self.count += 1
 
 
+@implementer(ICountsWork)
+class Ready(Protocol):
+    """
+    Has done one thing when it begins, and does no more. It counts as C{things}.
+    """
+
+    unit = "things"
+    count = 1
+
+
 @implementer(IDrainable, ICountsWork)
 class Chatting(LineReceiver):
     """

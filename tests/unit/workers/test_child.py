@@ -2,7 +2,6 @@
 What runs in a worker process, over socket pairs.
 """
 
-import contextlib
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -58,7 +57,7 @@ class Master:
         for end in ours, theirs:
             end.setblocking(False)
         self.reactor = Reactor()
-        self.worker = Child(self.reactor, theirs)
+        self.child = Child(self.reactor, theirs)
         self.channel = Channel(MemoryReactorClock(), ours, self._receive, lambda: None)
         self.said: list[list[Any]] = []
         self.peers: list[socket.socket] = []
@@ -173,6 +172,7 @@ def test_life(master: Master) -> None:
     assert cpu > 0
     assert living == [[7, 13, 8, 2, None, None]]
     # What stands still is not said again.
+    assert [*master.child._progress] == [7]
     master.turn(HEARTBEAT_INTERVAL)
     assert master.heard("beat")[-1][1] == []
     peer.shutdown(socket.SHUT_WR)
@@ -191,6 +191,17 @@ def test_life(master: Master) -> None:
     remote = RemoteConnection(peer, record, None, lambda _: None, SourceLog(None))
     remote.end(ended[0], 100.0)
     assert record.endedAt == pytest.approx(100.0 - REPORT_INTERVAL)
+    assert master.child._progress == {}
+
+
+def test_workWithoutBytes(master: Master) -> None:
+    """
+    What a protocol has done when it begins is said at the next heartbeat, without a byte.
+    """
+    master.begin("tests.support.protocols.Ready").hand(7)
+    master.turn(HEARTBEAT_INTERVAL)
+    _, living = master.heard("beat")[-1]
+    assert living == [[7, 0, 0, 1, None, None]]
 
 
 def test_banner(master: Master) -> None:
@@ -206,7 +217,7 @@ def test_acknowledgesFirst(master: Master) -> None:
     As long as the acknowledgement is not with the kernel, nothing is read from the client.
     """
     master.begin()
-    channel = master.worker._channel
+    channel = master.child._channel
     while not channel._unsent:
         channel.send(["log", "info", "x", "until nothing more is taken"])
     accepted, peer = socket.socketpair()
@@ -215,12 +226,11 @@ def test_acknowledgesFirst(master: Master) -> None:
     with accepted:
         description = [7, "tcp:0", False, fromAddress(CLIENT), None, None]
         master.channel.send(["take", [description]], [accepted.fileno()])
-    with contextlib.suppress(BlockingIOError):
-        for _ in range(5):
-            channel.doRead()
-            master.worker._poller.doRead()
+    for _ in range(5):
+        channel.doRead()
+        master.child._poller.doRead()
     assert not isReadable(peer)
-    assert master.heard("took") == []
+    assert b"took" in channel._unsent[-1][0]
     master.turn()
     channel.doWrite()
     master.turn()
@@ -310,7 +320,7 @@ def test_log(master: Master) -> None:
     What is logged goes to the master, with its level and its name, and with tracebacks.
     """
     master.begin()
-    logger = Logger(namespace="here", observer=LogPublisher(master.worker))
+    logger = Logger(namespace="here", observer=LogPublisher(master.child))
     logger.warn("one {number}", number=1)
     try:
         _ = 1 / 0
@@ -328,7 +338,7 @@ def test_warnings(master: Master) -> None:
     What a client causes is for the master to log: it throttles for all workers.
     """
     master.begin()
-    master.worker.connections.sourceLog.warn(CLIENT, "{source}: {reason}", reason="x", limit=3)
+    master.child.connections.sourceLog.warn(CLIENT, "{source}: {reason}", reason="x", limit=3)
     master.turn()
     assert master.heard("warn") == [
         [fromAddress(CLIENT), "{source}: {reason}", {"reason": "x", "limit": 3}]
