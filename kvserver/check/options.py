@@ -206,10 +206,14 @@ def parseArguments(arguments: list[str], version: str) -> argparse.Namespace:
         raise UsageError("--sizes: not with --size")
     for layer, names in _OF_LAYER.items():
         for name in names:
-            if getattr(options, name) and layer not in options.target.layers:
+            isGiven = getattr(options, name) not in (None, False)
+            if isGiven and layer not in options.target.layers:
                 raise UsageError(f"{_option(name)}: only with a target of {layer}:")
-    if options.private_key and not options.certificate:
+    if options.private_key is not None and options.certificate is None:
         raise UsageError("--private-key: only with --certificate")
+    isNamed = options.target.host or options.server_name or options.insecure
+    if "tls" in options.target.layers and not isNamed:
+        raise UsageError("--server-name: a target of tls:unix: needs it, or --insecure")
     for name in ("plot", "hdr"):
         path = getattr(options, name)
         if path is not None:

@@ -13,7 +13,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
-GRAMMAR = "[proxy:][tls:]tcp:HOST:PORT or [proxy:][tls:]unix:PATH"
+GRAMMAR = (
+    "[proxy:][tls:]tcp:HOST:PORT or [proxy:][tls:]unix:PATH; tcp: may be left out after a layer"
+)
 
 _LAYERS = ((), ("proxy",), ("tls",), ("proxy", "tls"))
 

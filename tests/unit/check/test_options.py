@@ -12,6 +12,7 @@ from kvserver.check.__main__ import main, planOf, settingsOf
 from kvserver.check.giving import Plan
 from kvserver.check.options import UsageError, parseArguments
 from kvserver.check.target import (
+    GRAMMAR,
     Target,
     formatAddress,
     parseSource,
@@ -144,6 +145,8 @@ WRONG = {
     "--hdr /no/such/a --lines 5": "--hdr: '/no/such/a' can't be written",
     "--server-log /no/such/log": "--server-log: '/no/such/log' can't be read: No such",
     "--ca x.pem": "--ca: only with a target of tls:",
+    "--ca=": "--ca: only with a target of tls:",
+    "--private-key=": "--private-key: only with a target of tls:",
     "--proxy-source 1.2.3.4": "--proxy-source: only with a target of proxy:",
     "--proxy-version 1": "--proxy-version: only with a target of proxy:",
     "--proxy-version 3": "--proxy-version: '3' is not a version of the PROXY protocol: 1 or 2",
@@ -167,6 +170,16 @@ def test_wrongUsageIsOneLine(arguments: str, capsys: pytest.CaptureFixture[str])
     assert complaint.count("\n") == 1
 
 
+def test_aPathHasNoName(capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    In the certificate of a UNIX socket no name can be expected unless one is given.
+    """
+    assert main(["tls:unix:/x"]) == 2
+    assert capsys.readouterr().err == (
+        "kvcheck: --server-name: a target of tls:unix: needs it, or --insecure\n"
+    )
+
+
 def test_noTargetIsOneLine(capsys: pytest.CaptureFixture[str]) -> None:
     """
     No target is one line.
@@ -181,8 +194,8 @@ def test_wrongTargetIsOneLine(capsys: pytest.CaptureFixture[str]) -> None:
     """
     assert main(["udp:127.0.0.1:4040"]) == 2
     assert capsys.readouterr().err == (
-        "kvcheck: TARGET: 'udp:127.0.0.1:4040' is not [proxy:][tls:]tcp:HOST:PORT or "
-        "[proxy:][tls:]unix:PATH (in an IPv6 address write \\: for :)\n"
+        f"kvcheck: TARGET: 'udp:127.0.0.1:4040' is not {GRAMMAR} (in an IPv6 address write \\: "
+        "for :)\n"
     )
 
 
