@@ -41,7 +41,6 @@ HTML = "text/html; charset=utf-8"
 
 JSON = "application/json"
 
-
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 """
 The headers of every page: it is what it says it is, and true for this moment only.
@@ -74,12 +73,12 @@ class Page(Resource):
         """
         Render the page for GET and HEAD; answer 405 to other methods.
         """
+        for name, value in self._headers.items():
+            request.setHeader(name, value)
         if request.method not in (b"GET", b"HEAD"):
             request.setResponseCode(405)
             request.setHeader("Allow", "GET, HEAD")
             return b""
-        for name, value in self._headers.items():
-            request.setHeader(name, value)
         content = self._make(request)
         request.setHeader("Content-Length", str(len(content)))
         return b"" if request.method == b"HEAD" else content
