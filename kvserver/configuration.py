@@ -263,9 +263,8 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     try:
         return ip_network(text)
     except ValueError as error:
-        raise UsageError(
-            f"--proxy-trusted: {text!r} is not an address or network, as 192.0.2.0/24: {error}"
-        ) from None
+        accepted = "an address or a network, as 192.0.2.1 or 192.0.2.0/24"
+        raise UsageError(f"--proxy-trusted: {error}; accepted is {accepted}") from None
 
 
 def _tlsFiles(options: Mapping[str, Any]) -> TLSFiles:

@@ -544,13 +544,13 @@ def test_listenAndPort(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             ["--proxy-trusted=home"],
-            "--proxy-trusted: 'home' is not an address or network, as 192.0.2.0/24: 'home' does "
-            "not appear to be an IPv4 or IPv6 network",
+            "--proxy-trusted: 'home' does not appear to be an IPv4 or IPv6 network; accepted is an "
+            "address or a network, as 192.0.2.1 or 192.0.2.0/24",
         ),
         (
             ["--proxy-trusted=10.0.0.1/8"],
-            "--proxy-trusted: '10.0.0.1/8' is not an address or network, as 192.0.2.0/24: "
-            "10.0.0.1/8 has host bits set",
+            "--proxy-trusted: 10.0.0.1/8 has host bits set; accepted is an address or a network, "
+            "as 192.0.2.1 or 192.0.2.0/24",
         ),
     ],
 )
