@@ -165,10 +165,11 @@ class Pair:
 
     def isSettled(self) -> bool:
         """
-        Has the peer's kernel taken nothing for a moment?
+        Has the peer's kernel taken nothing for longer than TCP waits before it fills a window that
+        is too small for a whole segment (RFC 9293, section 3.8.6.1: here 0.2 s)?
         """
         before = self.unread(), self.unacknowledged()
-        time.sleep(0.1)
+        time.sleep(0.3)
         return before == (self.unread(), self.unacknowledged())
 
     def reset(self) -> None:

@@ -12,7 +12,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
-from twisted.logger import LogLevel, capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
 from kvserver.connections.addresses import sourceKey
@@ -646,7 +646,9 @@ def test_drainInAHurry(begun: bool) -> None:
         server.connections.abortDrain()
     else:
         server.connections.abortDrain()
-        done = drain(server)
+        with capturedLogs() as logs:
+            done = drain(server)
+        assert formatEvent(logs[0]) == "Draining 1 connection, for at most 0 s"
     server.passes(0.1)
     assert done == [None]
     assert pair.record.reason is CloseReason.ABORTED

@@ -803,8 +803,8 @@ def test_unacknowledged(certificates: Certificates, context: ssl.SSLContext, chu
     memoryServer = TLSServerOverTCP(certificates, context)
     visitor = memoryServer.visit()
     visitor.stick(chunk * (100_000 // len(chunk)))
-    before = memoryServer.connections.counts()
     memoryServer.waitUntilFull(visitor.pair)
+    before = memoryServer.connections.counts()
     # To take it would let more come.
     there = visitor.peer.recv(visitor.pair.unread(), socket.MSG_PEEK)
     assert len(there) == visitor.pair.unread()
