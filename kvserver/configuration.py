@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.usage import UsageError
 
 from kvserver.connections.banner import Banner
-from kvserver.connections.limits import Limits, maxConnectionsAllowed
+from kvserver.connections.limits import FDS_PER_WORKER, Limits, maxConnectionsAllowed
 from kvserver.interfaces import IBinding
 from kvserver.listening.bindings import TCPBinding
 from kvserver.listening.endpoints import parseInterface, parseLocalEndpoint
@@ -40,12 +40,6 @@ The upper bound of every time-out, in seconds: 31 years, more than any time-out 
 SECONDS_PER_UNIT = {"": 1, "s": 1, "m": 60, "h": 3600}
 """
 The units that a time on the command line may have.
-"""
-
-DESCRIPTORS_PER_WORKER = 8
-"""
-How many file descriptors the master needs for a worker: its channel and its standard streams, twice
-while it is replaced.
 """
 
 MAX_WORKERS = 1024
@@ -162,17 +156,18 @@ def configure(
     bindings = [spec.binding for spec in listeners] + ([operations] if operations else [])
     for unused in unusedSockets(environment, bindings):
         _log.warn("systemd passed {socket}, and no option names it: no answer there", socket=unused)
+    workers = _workers(options["workers"])
     return Configuration(
         factory,
         name,
         listeners,
-        _limits(options),
+        _limits(options, workers),
         trusted or LOOPBACK,
         _tlsFiles(options) if "tls" in layers else None,
         options["access-log"],
         operations,
         notifySocket,
-        _workers(options["workers"]),
+        workers,
         _replaceTimeout(options),
         _seconds("--drain-delay", options["drain-delay"], 0),
         _banner(options["banner"]),
@@ -221,12 +216,12 @@ def _portAndInterface(options: Mapping[str, Any], environment: Mapping[str, str]
     return ListenerSpec(f"tcp:{port}", (), TCPBinding(port, interface or ""))
 
 
-def _limits(options: Mapping[str, Any]) -> Limits:
+def _limits(options: Mapping[str, Any], workers: int | None) -> Limits:
     def number(option: str, kind: str, least: int, greatest: int) -> int:
         return _number(f"--{option}", options[option], kind, least, greatest)
 
     connections = "a number of connections that the hard limit of file descriptors allows,"
-    most = maxConnectionsAllowed()
+    most = maxConnectionsAllowed(workers or 0)
     return Limits(
         maxConnections=number("max-connections", connections, 0, most),
         maxPerSource=number("max-connections-per-source", connections, 0, most),
@@ -242,10 +237,11 @@ def _workers(value: str | None) -> int | None:
     accepted = "auto, or a number of processes"
     isAuto = value == "auto"
     count = available() if isAuto else _number("--workers", value, accepted, 1, MAX_WORKERS)
-    if maxConnectionsAllowed() < count * DESCRIPTORS_PER_WORKER:
+    needed = count * FDS_PER_WORKER
+    if maxConnectionsAllowed() <= needed:
         raise UsageError(
-            f"--workers: {value!r} processes need {count * DESCRIPTORS_PER_WORKER} file "
-            "descriptors, more than the hard limit allows"
+            f"--workers: {value!r} processes need {needed} file descriptors, more than the hard "
+            "limit allows"
         )
     return count
 

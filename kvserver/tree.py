@@ -16,6 +16,7 @@ from kvserver.connections.banner import Banner
 from kvserver.connections.certificates import BadCertificate, Certificates
 from kvserver.connections.drain import DrainDelay
 from kvserver.connections.handover import LocalHandover
+from kvserver.connections.limits import maxConnectionsAllowed
 from kvserver.connections.poller import Poller
 from kvserver.connections.registry import Connections
 from kvserver.interfaces import IHandover
@@ -80,6 +81,8 @@ def assemble(configuration: Configuration, reactor: Any, verbose: bool = False) 
             configuration.replaceTimeout,
             configuration.banner,
         )
+        if not configuration.limits.maxConnections:
+            connections.maxConnections = maxConnectionsAllowed(configuration.workers)
         workers = [_temporary("pool", pool), *_workers(pool, configuration.workers, reactor)]
 
     banner = Banner(configuration.banner) if configuration.banner else None

@@ -11,13 +11,21 @@ How many file descriptors the default of C{--max-connections} leaves for everyth
 the listeners, the reactor, and a connection that is accepted only to be refused.
 """
 
+FDS_PER_WORKER = 8
+"""
+How many more it leaves for each worker: its channel and its standard streams, twice while it is
+replaced. A restart that found none would use up the supervisor's intensity at once.
+"""
 
-def maxConnectionsAllowed() -> int:
+
+def maxConnectionsAllowed(workers: int = 0) -> int:
     """
     Return how many connections the hard limit of file descriptors allows.
+
+    @param workers: How many worker processes this process looks after.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, hard - RESERVED_FDS)
+    return max(1, hard - RESERVED_FDS - workers * FDS_PER_WORKER)
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ def test_fewDescriptors(tmp_path: Path) -> None:
     If there are too few file descriptors for all who wait when the signal comes, all are served:
     some when others have left.
     """
-    command = (program("prlimit"), "--nofile=64:64", TWISTD, "-n", "--pidfile=")
+    command = (program("prlimit"), "--nofile=96:96", TWISTD, "-n", "--pidfile=")
     with Daemon(tmp_path, command=command) as daemon, ExitStack() as stack:
         clients = [stack.enter_context(connect(daemon.port)) for _ in range(200)]
         for number, client in enumerate(clients):
