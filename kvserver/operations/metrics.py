@@ -136,7 +136,7 @@ class Collector:
         )
 
     def _workers(self, pool: Pool) -> Iterator[Any]:
-        ready = sum(process.isReady for process in pool.current.values())
+        ready = sum(process.isServing for process in pool.current.values())
         yield GaugeMetricFamily("kvserver_workers", "Workers that take connections.", ready)
         for name, text, values, kind in (
             ("restarts", "Restarts of a worker.", pool.restarts, CounterMetricFamily),

@@ -152,7 +152,7 @@ class Overview:
                 yield {
                     "worker": number,
                     "pid": process and process.pid,
-                    "ready": process is not None and process.isReady,
+                    "ready": process is not None and process.isServing,
                     "connections": load,
                     "cpu_seconds": round(cpu[number], 3),
                     "restarts": max(0, pool.restarts[number]),

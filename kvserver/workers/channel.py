@@ -143,16 +143,26 @@ class Channel:
         """
         Receive messages.
         """
-        if self._receive() == b"":
-            self.close()
-            self._lost()
+        self._receiveOnce()
 
     def receiveAll(self) -> None:
         """
         Receive all that has been sent so far.
         """
-        while self.isOpen and self._receive():
+        while self._receiveOnce():
             continue
+
+    def _receiveOnce(self) -> bool:
+        """
+        Receive what the kernel gives at once. When the other end is gone, say so.
+
+        @return: May there be more?
+        """
+        data = self._receive() if self.isOpen else None
+        if data == b"" and self.isOpen:
+            self.close()
+            self._lost()
+        return bool(data)
 
     def _receive(self) -> bytes | None:
         """

@@ -9,7 +9,6 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -20,27 +19,13 @@ from kvserver.connections.registry import Connections
 from kvserver.interfaces import IWorkers
 from kvserver.workers.channel import MAX_DESCRIPTORS
 from kvserver.workers.ending import KILL_MARGIN, WorkersNotReady, endAll
+from kvserver.workers.hangs import Hangs
 from kvserver.workers.messages import fromCertificates
 from kvserver.workers.process import WorkerProcess
 from kvserver.workers.remote import RemoteConnection
 from kvserver.workers.replacement import Replacement
 
 _log = Logger(namespace="kvserver.worker")
-
-HANG_TIMEOUT = 10.0
-"""
-A worker that has sent no heartbeat for this long hangs, in seconds.
-"""
-
-START_TIMEOUT = 30.0
-"""
-How long a worker may take to get ready, in seconds.
-"""
-
-CHECK_INTERVAL = 0.5
-"""
-How often the master looks whether a worker hangs, in seconds.
-"""
 
 
 @implementer(IWorkers)
@@ -107,27 +92,27 @@ class Pool(Service):
         self.isComplete = False
         self._waiting: deque[RemoteConnection] = deque()
         self._isScheduled = False
-        self._isAborted = False
+        self._isAborted = self._isEnding = False
+        # When the drain is over. None: there is none.
+        self._deadline: float | None = None
         # What is called when the current process of a worker has ended, by the worker's number.
         self._whenGone: dict[int, Callable[[WorkerProcess, str], None]] = {}
         self._replacement = Replacement(self)
-        self._checking = LoopingCall(self._check)
-        self._checking.clock = reactor
-        self._checkedAt = self._onTimeSince = reactor.seconds()
+        self._hangs = Hangs(self)
 
     def startService(self) -> None:
         """
         Look for workers that hang.
         """
         super().startService()
-        self._checking.start(CHECK_INTERVAL)
+        self._hangs.start()
 
     def stopService(self) -> Deferred[None]:
         """
         Look no more, and end the processes that are left: those that were replaced.
         """
         super().stopService()
-        self._checking.stop()
+        self._hangs.stop()
         return self.end()
 
     def end(self) -> Deferred[None]:
@@ -136,6 +121,7 @@ class Pool(Service):
 
         @return: Fires when they have ended.
         """
+        self._isEnding = True
         return Deferred.fromCoroutine(endAll(self.reactor, list(self.processes)))
 
     def whenRunning(self, call: Callable[[], None]) -> None:
@@ -148,7 +134,7 @@ class Pool(Service):
         """
         Is there a worker that takes connections?
         """
-        return self.isComplete and any(one.isReady for one in self.current.values())
+        return self.isComplete and any(one.isServing for one in self.current.values())
 
     def cpu(self) -> dict[int, float]:
         """
@@ -232,10 +218,13 @@ class Pool(Service):
             self.connections.sourceLog,
             self._onReady,
             self.schedule,
+            self._wait,
             lambda reason: self._onGone(process, reason),
         )
         process.start(self._settings(number))
         self.processes.append(process)
+        if self._deadline is not None:
+            process.send("drain", max(0.0, self._deadline - self.reactor.seconds()))
         return process
 
     def _settings(self, number: int) -> dict[str, Any]:
@@ -262,30 +251,32 @@ class Pool(Service):
     def _onGone(self, process: WorkerProcess, reason: str) -> None:
         self.processes.remove(process)
         self._cpu[process.number] += process.cpu
-        self._wait(process.lose())
         if self._replacement.hasEnded(process, reason):
             return
         if self.current.get(process.number) is process:
             del self.current[process.number]
-            if self.isComplete or not self.running:
+            if self._deadline is not None:
+                self._replaceInDrain(process, reason)
+            elif self.isComplete or not self.running or self._isEnding:
                 self._whenGone[process.number](process, reason)
             elif not self.ready.called:
                 text = f"Worker {process.number} could not start: {reason}"
                 self.ready.errback(WorkersNotReady(text))
 
-    def _check(self) -> None:
+    def _replaceInDrain(self, process: WorkerProcess, reason: str) -> None:
         """
-        Kill the workers that hang. While the master itself was late, it has not heard them.
+        The supervisor restarts nothing while all stops, but somebody must serve the clients that no
+        worker has taken.
         """
-        now = self.reactor.seconds()
-        if now - self._checkedAt > 2 * CHECK_INTERVAL:
-            self._onTimeSince = now
-        self._checkedAt = now
-        for process in self.processes:
-            timeout = HANG_TIMEOUT if process.hasBeenReady else START_TIMEOUT
-            if now - max(process.lastBeat, self._onTimeSince) > timeout and not process.isKilled:
-                process.killHung()
-        self.schedule()
+        if self.current or self._isEnding or self._isAborted or not process.hasBeenReady:
+            return
+        text = "Worker {number} died in the drain, and is restarted: {reason}"
+        _log.warn(text, number=process.number, reason=reason)
+        try:
+            self.current[process.number] = self.spawn(process.number)
+        except OSError as error:
+            text = "Worker {number} is not restarted: {reason}"
+            _log.error(text, number=process.number, reason=str(error))
 
     def replace(self) -> None:
         """
@@ -304,8 +295,9 @@ class Pool(Service):
 
     def drain(self, seconds: float) -> None:
         """
-        Let all workers drain.
+        Let all workers drain, also those that are started meanwhile.
         """
+        self._deadline = self.reactor.seconds() + seconds
         for process in self.processes:
             process.send("drain", seconds)
 

@@ -2,10 +2,8 @@
 One worker process, as the master sees it.
 """
 
-import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,16 +17,12 @@ from kvserver.connections.record import CloseReason
 from kvserver.connections.throttle import SourceLog
 from kvserver.workers.channel import Channel
 from kvserver.workers.ending import howItEnded
-from kvserver.workers.messages import GROUP_SIGNALS, toAddress
+from kvserver.workers.messages import toAddress
 from kvserver.workers.printed import Printed
 from kvserver.workers.remote import RemoteConnection
+from kvserver.workers.spawn import spawn
 
 _log = Logger(namespace="kvserver.worker")
-
-CHANNEL = 3
-"""
-The number that the channel has in the worker.
-"""
 
 ACKNOWLEDGE_TIMEOUT = 0.1
 """
@@ -43,12 +37,6 @@ How long a worker may be without a heartbeat before it gets no more connections,
 DUMP_TIME = 1.0
 """
 How long a worker that hangs may take to say where, before it is killed, in seconds.
-"""
-
-_MAIN = "import sys; del sys.path[0]; from kvserver.workers.child import main; main()"
-"""
-What the process runs. Python puts the working directory first on the path of a C{-c} or C{-m}; the
-master has no such entry.
 """
 
 
@@ -89,6 +77,7 @@ class WorkerProcess(ProcessProtocol):
         sourceLog: SourceLog,
         ready: Callable[["WorkerProcess"], None],
         acknowledged: Callable[[], None],
+        lost: Callable[[list[RemoteConnection]], None],
         ended: Callable[[str], None],
     ) -> None:
         """
@@ -100,6 +89,9 @@ class WorkerProcess(ProcessProtocol):
 
         @param acknowledged: Called when it has acknowledged connections.
 
+        @param lost: Called when the process can serve no more, with the connections that it had not
+            acknowledged: they can be handed over again.
+
         @param ended: Called once, when the process has ended, with the reason.
         """
         self._reactor = reactor
@@ -108,6 +100,7 @@ class WorkerProcess(ProcessProtocol):
         self._sourceLog = sourceLog
         self._ready = ready
         self._acknowledged = acknowledged
+        self._lost = lost
         self._ended = ended
         self._whenEnded: list[Deferred[None]] = []
         self.connections: dict[int, RemoteConnection] = {}
@@ -129,36 +122,29 @@ class WorkerProcess(ProcessProtocol):
             ours.setblocking(False)
             theirs.setblocking(False)
             self._channel = Channel(self._poller, ours, self._receive, self._channelIsClosed)
-            paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-            # A signal to the whole group must not reach the worker before it can ignore it. The
-            # mask is inherited.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
             try:
-                self._reactor.spawnProcess(
-                    self,
-                    sys.executable,
-                    [sys.executable, "-c", _MAIN, str(CHANNEL), os.environ.get("PYTHONPATH", "")],
-                    env=os.environ | {"PYTHONPATH": paths},
-                    childFDs={0: "w", 1: "r", 2: "r", CHANNEL: theirs.fileno()},
-                )
+                spawn(self._reactor, self, theirs)
             except BaseException:
                 self._channel.close()
                 raise
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._channel.send(["begin", settings])
+
+    @property
+    def isServing(self) -> bool:
+        """
+        Is it ready, and heard of?
+        """
+        isLate = self._reactor.seconds() - self.lastBeat >= LATE_HEARTBEAT
+        return self.isReady and not (self.isRetired or self.isGone or isLate)
 
     @property
     def mayTake(self) -> bool:
         """
         May it get a connection now?
         """
-        if not self.isReady or self.isRetired or self.isGone:
-            return False
         now = self._reactor.seconds()
         oldest = next(iter(self.unacknowledged.values()), now)
-        isPrompt = now - oldest < ACKNOWLEDGE_TIMEOUT
-        return bool(isPrompt and now - self.lastBeat < LATE_HEARTBEAT)
+        return bool(self.isServing and now - oldest < ACKNOWLEDGE_TIMEOUT)
 
     def take(self, batch: Sequence[RemoteConnection]) -> None:
         """
@@ -295,7 +281,12 @@ class WorkerProcess(ProcessProtocol):
     errReceived = outReceived
 
     def _channelIsClosed(self) -> None:
+        """
+        The process ends. The kernel closes its channel before the sockets of its clients, so these
+        are counted out before a client can come again.
+        """
         self.isReady = False
+        self._lose()
 
     def processExited(self, reason: Failure) -> None:
         """
@@ -322,19 +313,18 @@ class WorkerProcess(ProcessProtocol):
         self._printed.end()
         self.isGone = True
         self.isReady = False
+        self._lose()
         self._ended(self._failure or howItEnded(reason))
         for waiting in self._whenEnded:
             waiting.callback(None)
 
-    def lose(self) -> list[RemoteConnection]:
+    def _lose(self) -> None:
         """
-        End what the process has taken along.
-
-        @return: The connections that it had not acknowledged: they can be handed over again.
+        End what the process has taken along, and hand back what it had not acknowledged.
         """
         untouched = [self.connections.pop(number) for number in self.unacknowledged]
         self.unacknowledged.clear()
         for connection in list(self.connections.values()):
             connection.endWith(CloseReason.WORKER_DIED)
         self.connections.clear()
-        return untouched
+        self._lost(untouched)

@@ -45,6 +45,8 @@ class Replacement:
             self._next()
 
     def _next(self) -> None:
+        if self._pool.connections.isDraining:
+            self._numbers.clear()
         while self._numbers:
             number = self._numbers[0]
             if number not in self._pool.current:

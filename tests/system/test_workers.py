@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -375,6 +375,60 @@ def test_comesAgain(tmp_path: Path) -> None:
                 client.shutdown(socket.SHUT_WR)
                 assert receive(client, 6) == b"hello\n"
                 assert client.recv(1) == b""
+
+
+@pytest.mark.slow
+def test_comesAgainAfterAKill(tmp_path: Path) -> None:
+    """
+    So is one whose worker was killed: the master counts it out before the kernel tells the client.
+    """
+    options = ("--port=0", "--workers=1", "--max-connections-per-source=1")
+    with Daemon(tmp_path, *options) as daemon:
+        for _ in range(4):
+            with connect(daemon.port) as client:
+                assert ask(client, b"hello\n") == b"hello\n"
+                os.kill(daemon.workers()[0], signal.SIGKILL)
+                with suppress(ConnectionResetError):
+                    assert client.recv(1) == b""
+
+
+@pytest.mark.slow
+def test_fewDescriptors(tmp_path: Path) -> None:
+    """
+    However many clients the master has itself, it has file descriptors to restart a worker.
+    """
+    command = (program("prlimit"), "--nofile=128:128", *FOREGROUND)
+    listening = ("--listen", "tcp:0", "--listen", "proxy:tcp:0", "--workers=6")
+    with Daemon(tmp_path, *listening, command=command) as daemon, ExitStack() as stack:
+        waiting = [stack.enter_context(connect(int(daemon.listening[1]))) for _ in range(90)]
+        daemon.waitForLog("no more are accepted until one ends")
+        os.kill(daemon.workers()[0], signal.SIGKILL)
+        daemon.waitForLog("Worker 1 is back")
+        for client in waiting:
+            client.close()
+        with connect(daemon.port) as client:
+            assert ask(client, b"hello\n") == b"hello\n"
+
+
+@pytest.mark.slow
+def test_replacedAtTheStop(tmp_path: Path) -> None:
+    """
+    A worker that is replaced when the drain begins drains: who is at rest is not reset.
+    """
+    listening = ("--listen", "tcp:0", "--listen", "proxy:tcp:0", "--workers=2")
+    options = ("--drain-timeout=60", f"--access-log={tmp_path}/access.log")
+    with Daemon(tmp_path, *listening, *options) as daemon, ExitStack() as stack:
+        clients = [stack.enter_context(connect(int(daemon.listening[1]))) for _ in range(6)]
+        for client in clients:
+            client.sendall(b"PROXY UNK")
+        daemon.process.send_signal(signal.SIGUSR2)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.waitForLog("Worker 1 is replaced")
+        for client in clients:
+            client.sendall(b"NOWN\r\nhello\n")
+            assert receive(client, 6) == b"hello\n"
+            assert client.recv(1) == b""
+    assert set(endings(tmp_path)) == {"drained"}
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from kvserver.connections.registry import Connections
 from kvserver.workers import pool as pools
 from kvserver.workers.channel import MAX_DESCRIPTORS
 from kvserver.workers.ending import WorkersNotReady
-from kvserver.workers.pool import HANG_TIMEOUT, Pool
+from kvserver.workers.hangs import HANG_TIMEOUT
+from kvserver.workers.pool import Pool
 from kvserver.workers.remote import RemoteConnection
 from kvserver.workers.worker import Worker, WorkerHandover
 from tests.support.memory import CLIENT_ADDRESS
@@ -42,10 +43,12 @@ class FakeProcess:
         sourceLog: object,
         ready: Callable[[Any], None],
         acknowledged: Callable[[], None],
+        lost: Callable[[list[RemoteConnection]], None],
         ended: Callable[[str], None],
     ) -> None:
         self.number = number
         self._ready = ready
+        self._lost = lost
         self._ended = ended
         self._acknowledged = acknowledged
         self.connections: dict[int, RemoteConnection] = {}
@@ -70,11 +73,18 @@ class FakeProcess:
         self._ready(self)
 
     @property
+    def isServing(self) -> bool:
+        """
+        Is it ready?
+        """
+        return self.isReady and not self.isRetired
+
+    @property
     def mayTake(self) -> bool:
         """
         May it get a connection?
         """
-        return self.isReady and not self.isRetired and self.isPrompt
+        return self.isServing and self.isPrompt
 
     def take(self, batch: Sequence[RemoteConnection]) -> None:
         """
@@ -142,18 +152,20 @@ class FakeProcess:
         """
         if not self.isGone:
             self.isGone = True
-            self.isReady = False
+            self.loseChannel()
             self._ended(reason)
 
-    def lose(self) -> list[RemoteConnection]:
+    def loseChannel(self) -> None:
         """
         Give back what is not acknowledged, and end the rest.
         """
+        self.isReady = False
         untouched = [self.connections.pop(number) for number in self.unacknowledged]
+        self.unacknowledged.clear()
         for connection in self.connections.values():
             connection.endWith(CloseReason.WORKER_DIED)
         self.connections.clear()
-        return untouched
+        self._lost(untouched)
 
 
 class Master:
@@ -345,6 +357,25 @@ def test_diesWithSome(master: Callable[..., Master]) -> None:
     assert [str(reason) for reason in two.died] == ["process 1: killed"]
 
 
+def test_losesItsChannel(master: Callable[..., Master]) -> None:
+    """
+    What a worker had is counted out as soon as its channel ends, before its process has.
+    """
+    two = master(2).ready()
+    first, _ = two.processes
+    two.arrive(4)
+    first.acknowledge()
+    two.arrive(2)
+    first.loseChannel()
+    two.clock.advance(0)
+    assert [record.reason for record in two.ended] == [CloseReason.WORKER_DIED] * 2
+    assert two.loads() == [0, 4]
+    assert two.died == []
+    first.die("killed")
+    assert len(two.ended) == 2
+    assert [str(reason) for reason in two.died] == ["process 1: killed"]
+
+
 def test_diesAlone(master: Callable[..., Master]) -> None:
     """
     When the only worker has died, connections wait for its successor.
@@ -374,6 +405,18 @@ def test_diesBeforeItIsReady(master: Callable[..., Master]) -> None:
     assert isinstance(failure, WorkersNotReady)
     assert str(failure) == "Worker 1 could not start: no such protocol"
     assert two.died == []
+
+
+def test_stopsBeforeItIsReady(master: Callable[..., Master]) -> None:
+    """
+    A worker that is stopped before it is ready could start: it was not to.
+    """
+    two = master(2)
+    failures: list[object] = []
+    two.pool.ready.addErrback(failures.append)
+    two.workers[1].stopService()
+    assert two.processes == []
+    assert failures == []
 
 
 def test_hangs(master: Callable[..., Master]) -> None:
@@ -482,6 +525,49 @@ def test_drain(master: Callable[..., Master]) -> None:
     two.clock.advance(10)
     assert done == [None]
     assert [record.reason for record in two.ended] == [CloseReason.WORKER_DIED] * 2
+
+
+def test_replacedInDrain(master: Callable[..., Master]) -> None:
+    """
+    A process that is started when the drain begins is told of it; no further one is started.
+    """
+    two = master(2).ready()
+    two.arrive(2)
+    two.pool.replace()
+    two.connections.startService()
+    two.connections.stopService()
+    successor = two.processes[-1]
+    assert successor.asked == ["drain"]
+    successor.becomeReady()
+    assert len(two.processes) == 3
+
+
+def test_diesInDrain(master: Callable[..., Master]) -> None:
+    """
+    When the last worker dies in the drain there is a new one for those whom none has taken, and it
+    drains; but not again and again if it can't get ready.
+    """
+    two = master(2).ready()
+    first, second = two.processes
+    two.arrive(4)
+    done: list[object] = []
+    two.connections.startService()
+    two.connections.stopService().addCallback(done.append)
+    first.die("killed")
+    two.clock.advance(0)
+    assert two.loads() == [4]
+    with capturedLogs() as logs:
+        second.die("killed")
+    assert logs[0]["log_format"] == "Worker {number} died in the drain, and is restarted: {reason}"
+    (third,) = two.processes
+    assert third.asked == ["drain"]
+    third.becomeReady()
+    two.clock.advance(0)
+    assert two.loads() == [4]
+    assert done == two.ended == []
+    third.hasBeenReady = False
+    third.die("it is broken")
+    assert two.processes == []
 
 
 def test_abortedWhileStopped(master: Callable[..., Master]) -> None:
