@@ -136,7 +136,7 @@ def configure(
 
     @raise CannotStart: The service manager has not passed a socket that an option names.
     """
-    name = options["protocol"] or served
+    name = served if options["protocol"] is None else options["protocol"]
     try:
         factory = load(name)
     except ValueError as error:
@@ -147,7 +147,7 @@ def configure(
     for option in "tls-certificate", "tls-private-key", "tls-client-ca", "proxy-trusted":
         layer, _, _ = option.partition("-")
         if options[option] and layer not in layers:
-            raise UsageError(f"--{option}: there is no --listen with {layer}: before it")
+            raise UsageError(f"--{option}: needs a --listen with {layer}:, as {layer}:tcp:4041")
     try:
         notifySocket = NotifySocket.fromEnvironment(environment)
     except ValueError as error:

@@ -2,11 +2,13 @@
 Finds the factory to serve: that of the echo, or of a protocol given by name.
 """
 
+from contextlib import suppress
+from inspect import signature
 from typing import Any
 
 from twisted.internet.interfaces import IProtocol, IProtocolFactory
 from twisted.internet.protocol import Factory
-from twisted.python.reflect import namedAny
+from twisted.python.reflect import ObjectNotFound, namedAny
 
 ACCEPTED = (
     "the name of a Protocol class, a Factory, or a callable without arguments that returns one, "
@@ -32,6 +34,11 @@ def load(name: str) -> Any:
         factory = _factoryFor(found)
         if factory is None and callable(found):
             factory = _factoryFor(found())
+    except ObjectNotFound:
+        module = name.partition(".")[0]
+        raise ValueError(
+            f"{name!r} can't be used: there is no module {module!r} (is its folder in PYTHONPATH?)"
+        ) from None
     except Exception as error:
         # This runs code that is not ours, which may raise anything.
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -48,6 +55,9 @@ def _factoryFor(found: Any) -> Any:
     if isinstance(found, type):
         if not IProtocol.implementedBy(found):
             return None
+        with suppress(ValueError):
+            # One that needs arguments could not be built. Some have no signature to tell.
+            signature(found).bind()
         factory = Factory.forProtocol(found)  # type: ignore[type-var]
         # Otherwise the factory would log each time that a listener starts or stops.
         factory.noisy = False

@@ -32,6 +32,15 @@ from tests.support.memory import PLENTY, MemoryServer, Pair, Watched, isReadable
 from tests.support.protocols import Failing, Greeting, PouringLess, Shouting, Thinking, poured
 
 
+class Asking(Protocol):
+    """
+    Can't be built without an argument.
+    """
+
+    def __init__(self, question: str) -> None:
+        pass
+
+
 class Keeping(Protocol):
     """
     Keeps what happens to it.
@@ -133,7 +142,18 @@ def test_load(name: str) -> None:
             "tests.unit.test_served.Pair",
             "'tests.unit.test_served.Pair' can't be used: TypeError: ",
         ),
+        ("", "'' is not the name of a Protocol class"),
         ("tests.nowhere.Echo", "'tests.nowhere.Echo' can't be used: "),
+        (
+            "nowhere.Echo",
+            "'nowhere.Echo' can't be used: there is no module 'nowhere' (is its folder in "
+            "PYTHONPATH?)",
+        ),
+        (
+            "tests.unit.test_served.Asking",
+            "'tests.unit.test_served.Asking' can't be used: TypeError: missing a required "
+            "argument: 'question'",
+        ),
         ("tests.unit.test_served.nothing", "'tests.unit.test_served.nothing' can't be used: "),
         (
             "tests.unit.test_served.unable",

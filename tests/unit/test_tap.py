@@ -537,10 +537,10 @@ def test_listenAndPort(monkeypatch: pytest.MonkeyPatch) -> None:
             ["--listen=tls:tcp:0", "--tls-certificate=x"],
             "--listen: tls: needs --tls-private-key",
         ),
-        (["--tls-client-ca=x"], "--tls-client-ca: there is no --listen with tls: before it"),
+        (["--tls-client-ca=x"], "--tls-client-ca: needs a --listen with tls:, as tls:tcp:4041"),
         (
             ["--listen=tls:tcp:0", "--proxy-trusted=::1"],
-            "--proxy-trusted: there is no --listen with proxy: before it",
+            "--proxy-trusted: needs a --listen with proxy:, as proxy:tcp:4041",
         ),
         (
             ["--proxy-trusted=home"],
