@@ -38,6 +38,11 @@ FAILED = 2
 The exit status of wrong usage, and when not one connection came about.
 """
 
+SHOWN = 50
+"""
+The most faults and ends that are shown one by one.
+"""
+
 
 class CannotConnect(Exception):
     """
@@ -133,7 +138,7 @@ class Main:
                 raise UsageError(f"--server-log: {path!r} can't be read: {reason}") from None
         self._screen = screenFor(sys.stdout, options.json)
         self._shown = 0
-        self._held: list[str] = []
+        self._held: list[Callable[[], None]] = []
         self._interrupt: Callable[[], None] = lambda: self._fail("interrupted")
         self.status = FAILED
         self._isDone = False
@@ -187,7 +192,11 @@ class Main:
         else:
             self._interrupt = lambda: self._interruptRules(run)
             path = Path(run, self._serverLog, self._options.idle)
-            done = ensureDeferred(tryRules(path, self._rules(), self._screen.check))
+
+            def tell(check: Check) -> None:
+                self._write(run, partial(self._screen.check, check))
+
+            done = ensureDeferred(tryRules(path, self._rules(), tell))
         done.addCallback(lambda checks: self._finish(run, checks))
         done.addErrback(self._broke)
 
@@ -204,27 +213,38 @@ class Main:
 
     def _show(self, run: Run, line: str) -> None:
         """
-        A fault or an end, as it is seen. Many would be too many.
+        A fault or an end, as it is seen. Many would be too many: the document has more of them.
         """
         self._shown += 1
-        if self._shown <= LISTED:
-            self._held.append(line)
-        # If no connection comes about, nothing is written to standard output.
-        if run.opened:
-            self._showHeld()
+        if self._shown <= SHOWN:
+            self._write(run, partial(self._screen.trouble, line))
+        elif self._shown == SHOWN + 1:
+            text = f"more are only counted here; --json has {LISTED:,}"
+            self._write(run, partial(self._screen.trouble, text))
 
-    def _showHeld(self) -> None:
+    def _write(self, run: Run, write: Callable[[], None]) -> None:
+        """
+        If no connection comes about, nothing is written to standard output.
+        """
+        self._held.append(write)
+        if run.opened:
+            self._writeHeld()
+
+    def _writeHeld(self) -> None:
         held, self._held = self._held, []
-        for line in held:
-            self._screen.trouble(line)
+        for write in held:
+            write()
 
     def _finish(self, run: Run, checks: list[Check] | None) -> None:
         run.finish()
-        if run.isInVain:
+        if not run.opened:
             why = run.whyNot or "interrupted before a connection came about"
+            if not run.isInVain and checks:
+                # What was asked for needs something else, and the detail says what.
+                why = f"nothing was tried: {checks[0].rule}: {checks[0].detail}"
             self._fail(f"{self._options.target.name}: {why}")
             return
-        self._showHeld()
+        self._writeHeld()
         result = document(run, checks, self._options.max_p99)
         if self._options.json:
             say(json.dumps(result), sys.stdout)

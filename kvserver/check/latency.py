@@ -36,7 +36,7 @@ def newHistogram() -> Any:
     try:
         from hdrh.histogram import HdrHistogram
     except ImportError:
-        raise MissingExtra(f"load mode needs hdrhistogram: {INSTALL}") from None
+        raise MissingExtra(f"a load, such as --soak, needs the extra check: {INSTALL}") from None
     return HdrHistogram(1, _LONGEST, 3)
 
 

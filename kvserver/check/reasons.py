@@ -3,6 +3,7 @@ Why a connection fails, in words.
 """
 
 import errno
+import os
 import ssl
 
 RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN)
@@ -19,11 +20,10 @@ def meaningOf(error: OSError) -> str:
     if error.errno is None:
         return str(error)
     return {
-        errno.ECONNREFUSED: "connection refused",
         errno.ETIMEDOUT: "no answer",
         errno.ENOENT: "no such UNIX socket",
         errno.EMFILE: "too many open files here",
-    }.get(error.errno, errno.errorcode.get(error.errno, str(error)))
+    }.get(error.errno, os.strerror(error.errno).lower())
 
 
 def reasonOf(error: ssl.SSLError) -> str:
@@ -31,6 +31,9 @@ def reasonOf(error: ssl.SSLError) -> str:
     What OpenSSL says, in words.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate verify failed: {error.verify_message}"
+        return (
+            f"certificate verify failed: {error.verify_message} (--ca FILE trusts an authority, "
+            "--insecure any certificate)"
+        )
     reason = error.reason or str(error)
     return reason.lower().replace("_", " ")

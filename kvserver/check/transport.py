@@ -67,6 +67,7 @@ class Transport:
     _isConnecting = True
     _isClosed = False
     _isPaused = False
+    _reset: OSError | None = None
 
     def __init__(self, reactor: Any, owner: IOwner) -> None:
         """
@@ -208,7 +209,17 @@ class Transport:
             return
         if not data:
             self._reactor.removeReader(self)
-        self._received(data)
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """
+        Something has come, or the end. A write that says of a reset takes that from the socket: the
+        next read looks as if a FIN had come. After a FIN a write says EPIPE.
+        """
+        if not data and self._reset is not None:
+            self._fail(self._reset)
+        else:
+            self._received(data)
 
     def _received(self, data: bytes) -> None:
         if data:
@@ -263,7 +274,7 @@ class Transport:
             except OSError as error:
                 self._fail(error)
                 return
-            self._received(data)
+            self._take(data)
             if not data:
                 return
 
@@ -271,6 +282,8 @@ class Transport:
         """
         What the other side sent before is still to be read.
         """
+        if error.errno == errno.ECONNRESET:
+            self._reset = error
 
         def readAndFail() -> None:
             self._reactor.removeReader(self)
@@ -280,9 +293,9 @@ class Transport:
                     data = self.socket.recv(READ_SIZE)
                 except OSError:
                     break
+                self._take(data)
                 if not data:
                     break
-                self._received(data)
             self._fail(error)
 
         if self.socket is not None and not self._isClosed:

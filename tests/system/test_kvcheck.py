@@ -414,7 +414,7 @@ def test_aWrongTargetIsOneLine(name: str) -> None:
 
 def test_ownDescriptorsDoNotSuffice(daemon: Daemon) -> None:
     """
-    That is not blamed on the path.
+    That is not blamed on the path; if nothing else was asked for, nothing was tried.
     """
 
     def limited(*more: str) -> Answer:
@@ -423,10 +423,25 @@ def test_ownDescriptorsDoNotSuffice(daemon: Daemon) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         return Answer(done.returncode, done.stdout, done.stderr)
 
-    assert limited("--rule", "connections").outcomes() == {"connections": "cannot be told"}
+    both = limited("--rule", "one-byte", "--rule", "connections")
+    assert both.outcomes() == {"one-byte": "ok", "connections": "cannot be told"}
+    assert both.status == 0
+    answer = limited("--rule", "connections")
+    assert answer.status == 2
+    assert "nothing was tried: connections: this process may have 500 file" in answer.complaint
     answer = limited("--connections", "500")
     assert answer.status == 2
     assert "--connections: 500 are too many" in answer.complaint
+
+
+def test_nothingWasTried() -> None:
+    """
+    A rule that can't be told is no success by itself, and the line says what it needs.
+    """
+    for rule, words in ("reset", "only --server-log tells"), ("idle", "only tried with --idle"):
+        answer = kvcheck("tcp:127.0.0.1:1", "--rule", rule)
+        assert answer.status == 2
+        assert answer.complaint.endswith(f": nothing was tried: {rule}: {words}\n")
 
 
 def test_aRefusedPortIsOneLine() -> None:
