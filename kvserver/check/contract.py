@@ -10,6 +10,7 @@ from twisted.internet.defer import gatherResults
 from kvserver.check.connection import CheckedConnection
 from kvserver.check.path import CannotBeTold, Fails, Path, count
 from kvserver.check.stream import FixedLines
+from kvserver.check.target import SIGNATURE
 
 CONNECTIONS = 1000
 
@@ -76,6 +77,8 @@ def whatCame(connection: CheckedConnection) -> str | None:
         return None
     if came.startswith(b"HTTP/") or b"<html" in came.lower() or b"<!doctype" in came.lower():
         return f"this is no echo: a web server (HTTP) answers: {_shown(came)}"
+    if connection.announced is not None and came.startswith((SIGNATURE, b"PROXY ")):
+        return "our own PROXY header came back: this port expects none"
     begin = came.find(line)
     if begin > 0:
         return f"this is no plain echo: before the line came {_shown(came[:begin])} (--banner?)"

@@ -19,7 +19,10 @@ GRAMMAR = (
 
 _LAYERS = ((), ("proxy",), ("tls",), ("proxy", "tls"))
 
-_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+"""
+What a PROXY header of version 2 begins with.
+"""
 
 Address = tuple[socket.AddressFamily, Any]
 """
@@ -139,7 +142,7 @@ def proxyHeader(version: int, source: Any, destination: Any) -> bytes:
         all zeros.
     """
     if source is None:
-        return b"PROXY UNKNOWN\r\n" if version == 1 else _SIGNATURE + b"\x21\x00\x00\x00"
+        return b"PROXY UNKNOWN\r\n" if version == 1 else SIGNATURE + b"\x21\x00\x00\x00"
     client = ip_address(source[0].partition("%")[0])
     server: IPv4Address | IPv6Address = type(client)(0)
     port = 0
@@ -151,7 +154,7 @@ def proxyHeader(version: int, source: Any, destination: Any) -> bytes:
         return f"PROXY TCP{client.version} {client} {server} {source[1]} {port}\r\n".encode("ascii")
     addresses = client.packed + server.packed + struct.pack("!HH", source[1], port)
     family = 0x11 if client.version == 4 else 0x21
-    return _SIGNATURE + struct.pack("!BBH", 0x21, family, len(addresses)) + addresses
+    return SIGNATURE + struct.pack("!BBH", 0x21, family, len(addresses)) + addresses
 
 
 def clientContext(
@@ -178,7 +181,9 @@ def clientContext(
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         option, value = "--certificate", certificate
         if certificate is not None:
-            Path(certificate).read_bytes()
+            text = Path(certificate).read_bytes()
+            if key is None and b"PRIVATE KEY" not in text and b"CERTIFICATE" in text:
+                raise ValueError("it has no private key: name that by --private-key")
             if key is not None:
                 option, value = "--private-key", key
                 Path(key).read_bytes()

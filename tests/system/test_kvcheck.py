@@ -70,6 +70,16 @@ def test_banner(tmp_path: Path, authority: Authority, more: tuple[str, ...]) -> 
         assert kvcheck(plain, "--timeout", 1, *LOAD).status == 1
 
 
+def test_nobodyReadsTheHeader(daemon: Daemon) -> None:
+    """
+    A port that takes our PROXY header for lines is told from one that adds something.
+    """
+    for more in (), ("--proxy-version=1",):
+        answer = kvcheck(f"proxy:{at(daemon.port)}", *more, "--rule", "lines", "--timeout", 1)
+        expected = "our own PROXY header came back: this port expects none"
+        assert answer.detail("lines") == expected
+
+
 def test_noBanner(daemon: Daemon) -> None:
     """
     A banner that does not come is said, and in a load it is a lost line.

@@ -21,6 +21,7 @@ from kvserver.check.target import (
     resolve,
 )
 from kvserver.listening.proxy import parseHeader
+from tests.support.wires import Authority
 
 TARGETS = {
     "tcp:lb.example:4040": Target("", (), "lb.example", 4040),
@@ -212,6 +213,16 @@ def test_aFileThatIsNoCertificate(
         complaint = capsys.readouterr().err
         assert complaint.startswith(f"kvcheck: {option}: {path}: no usable PEM file: ")
         assert complaint.count("\n") == 1
+
+
+def test_aCertificateWithoutItsKey(
+    authority: Authority, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    A certificate whose key is in another file needs the option for that.
+    """
+    assert main(["tls:localhost:1", f"--certificate={authority.certificate}"]) == 2
+    assert "it has no private key: name that by --private-key" in capsys.readouterr().err
 
 
 def plan(arguments: str) -> Plan:
