@@ -84,7 +84,11 @@ def _endpoint(description: str, reactor: Any, interface: str) -> EndpointBinding
         return EndpointBinding(description, reactor)
     except Exception as error:
         meant = _meant(description, interface)
-        reason = f"instead of {description!r} write {meant}" if meant else reasonOf(error)
+        reason = (
+            f"instead of {description!r} write {meant}"
+            if meant
+            else f"{reasonOf(error)} (as tcp:4040, unix:/run/echo.sock or systemd:name=echo)"
+        )
         raise ValueError(f"not an endpoint: {reason}") from error
 
 
@@ -126,7 +130,12 @@ def _backlog(arguments: Mapping[str, str]) -> int:
 def _tcp(
     arguments: Mapping[str, str], environment: Mapping[str, str], interface: str = ""
 ) -> TCPBinding:
-    port = _portNumber(arguments.get("port", ""))
+    try:
+        port = _portNumber(arguments.get("port", ""))
+    except ValueError as error:
+        # As clients have it: the address, and then the port.
+        meant = _meant(f"{arguments.get('port', '')}:{arguments.get('interface', '')}", "")
+        raise ValueError(f"{error}: write {meant}" if meant else str(error)) from None
     if "interface" in arguments:
         interface = parseInterface(arguments["interface"])
     return TCPBinding(port, interface, _backlog(arguments))

@@ -444,7 +444,14 @@ def test_parseUNIX(description: str, path: str, mode: int, backlog: int) -> None
         ("::1:4043", r"not an endpoint: instead of '::1:4043' write tcp:4043:interface=\:\:1"),
         ("proxy:4043", "not an endpoint: instead of '4043' write tcp:4043"),
         ("/run/a=b", r"not an endpoint: instead of '/run/a=b' write unix:/run/a\=b"),
-        ("localhost:4043", "not an endpoint: Unknown endpoint type"),
+        (
+            "tcp:127.0.0.1:4043",
+            "'127.0.0.1' is not a TCP port from 0 to 65535: write tcp:4043:interfac",
+        ),
+        (
+            "localhost:4043",
+            "not an endpoint: Unknown endpoint type: 'localhost' (as tcp:4040, unix:",
+        ),
         ("127.0.0.1:65536", "not an endpoint: Unknown endpoint type"),
         ("carrier-pigeon:4040", "not an endpoint: "),
         ("tls:", "not an endpoint: "),
