@@ -133,6 +133,8 @@ class ProcessSignals:
         self._reactor.callFromThread(self._abortDrains)
 
     def _abortDrains(self) -> None:
+        if self._trees:
+            _log.info("Received a second signal: waiting for no connection")
         # A tree without connections has stopped, and is removed, when this returns.
         for tree in list(self._trees):
             tree.abortDrain()

@@ -194,6 +194,7 @@ def test_secondSignal(tmp_path: Path) -> None:
             daemon.process.send_signal(signal.SIGINT)
             assert daemon.process.wait(PATIENCE) == -signal.SIGTERM
             assert time.monotonic() - begin < 1
+        assert daemon.logs("Received a second signal: waiting for no connection") == 1
         assert daemon.logs("Traceback") == 0
 
 

@@ -461,7 +461,9 @@ def test_replace(master: Callable[..., Master]) -> None:
     two.clock.advance(60)
     assert [process.asked for process in old] == [["drain"]] * 2
     for process in old:
-        process.die("ended")
+        with capturedLogs() as logs:
+            process.die("ended")
+    assert [event["log_format"] for event in logs] == ["All workers that were replaced have ended"]
     assert two.died == []
     two.pool.replace()
     assert len(two.processes) == 3
