@@ -90,7 +90,8 @@ class Replacement:
         @return: Is it the successor?
         """
         if process is not self._successor:
-            if process.isRetired and not any(one.isRetired for one in self._pool.processes):
+            isLast = not (self._numbers or any(one.isRetired for one in self._pool.processes))
+            if process.isRetired and isLast:
                 _log.info("All workers that were replaced have ended")
             return False
         self._giveUp(process.number, reason)

@@ -469,6 +469,21 @@ def test_replace(master: Callable[..., Master]) -> None:
     assert len(two.processes) == 3
 
 
+def test_replacedAtOnce(master: Callable[..., Master]) -> None:
+    """
+    That all have ended is said once, also if each ends as soon as it is replaced.
+    """
+    two = master(2).ready()
+    old = two.processes
+    two.pool.replace()
+    with capturedLogs() as logs:
+        for process in old:
+            two.processes[-1].becomeReady()
+            process.die("ended")
+    said = [event["log_format"] for event in logs]
+    assert said.count("All workers that were replaced have ended") == 1
+
+
 def test_newProcessDies(master: Callable[..., Master]) -> None:
     """
     When the process that has replaced another one dies, the old one keeps its connections.
