@@ -3,7 +3,9 @@ A worker process: it serves the connections that the master hands over, and noth
 """
 
 import faulthandler
+import fcntl
 import os
+import resource
 import signal
 import socket
 import sys
@@ -32,6 +34,11 @@ from kvserver.workers.messages import GROUP_SIGNALS, fromAddress, fromEnd, fromP
 HEARTBEAT_INTERVAL = 1.0
 """
 How often a worker says that it is alive, and how its connections go on, in seconds.
+"""
+
+HIGHEST = 1 << 16
+"""
+Up to how many descriptors L{highest} holds for.
 """
 
 REPORT_INTERVAL = 0.02
@@ -256,6 +263,21 @@ class Child:
         self._reactor.stop()
 
 
+def highest(number: int) -> int:
+    """
+    Give a descriptor a number above those of all clients. When a process is killed, Linux ends its
+    files from the highest number down: so the master knows of the end before a client does, and a
+    client that comes again at once is not counted twice.
+
+    @return: The new number.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The kernel has a table as long as the highest number.
+    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, min(soft, HIGHEST) - 1)
+    os.close(number)
+    return moved
+
+
 def main() -> None:
     """
     Run a worker. Its arguments: the number of the descriptor of its channel, and the C{PYTHONPATH}
@@ -273,7 +295,7 @@ def main() -> None:
     from twisted.internet import reactor
 
     useMonotonicClock(reactor)
-    end = socket.socket(fileno=int(sys.argv[1]))
+    end = socket.socket(fileno=highest(int(sys.argv[1])))
     end.setblocking(False)
     globalLogPublisher.addObserver(Child(reactor, end))
     cast(Any, reactor).run(installSignalHandlers=False)

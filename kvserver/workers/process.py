@@ -282,8 +282,8 @@ class WorkerProcess(ProcessProtocol):
 
     def _channelIsClosed(self) -> None:
         """
-        The process ends. The kernel closes its channel before the sockets of its clients, so these
-        are counted out before a client can come again.
+        The process ends, and its clients are counted out before they see the end (C{highest} in
+        C{child.py}).
         """
         self.isReady = False
         self._lose()

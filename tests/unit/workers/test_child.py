@@ -2,6 +2,7 @@
 What runs in a worker process, over socket pairs.
 """
 
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from kvserver.connections.limits import Limits
 from kvserver.connections.record import ConnectionRecord
 from kvserver.connections.throttle import SourceLog
 from kvserver.workers.channel import Channel
-from kvserver.workers.child import HEARTBEAT_INTERVAL, REPORT_INTERVAL, Child
+from kvserver.workers.child import HEARTBEAT_INTERVAL, REPORT_INTERVAL, Child, highest
 from kvserver.workers.messages import fromAddress, toAddress
 from kvserver.workers.remote import RemoteConnection
 from tests.support.daemon import PATIENCE
@@ -238,6 +239,18 @@ def test_acknowledgesFirst(master: Master) -> None:
     assert peer.recv(100) == b"hello\n"
     peer.close()
     master.turn(1)
+
+
+def test_highest() -> None:
+    """
+    The channel has a number that no client gets.
+    """
+    one, two = socket.socketpair()
+    with one, socket.socket(fileno=highest(two.detach())) as moved, socket.socket() as client:
+        assert moved.fileno() > client.fileno()
+        assert not os.get_inheritable(moved.fileno())
+        moved.sendall(b"x")
+        assert one.recv(1) == b"x"
 
 
 def test_wrongProtocol() -> None:
