@@ -268,7 +268,13 @@ WAYS = {
     ),
     "nginx": Way(nginx("{site.plain}"), (*RELAYED, *CUT, "reset")),
     "nginx PROXY v1": Way(nginx("{site.proxy}; proxy_protocol on"), ("urgent", *CUT, "reset")),
-    "nginx TLS": Way(nginx("{site.plain}", "ssl"), ("client-address", *CUT, "reset"), isTLS=True),
+    "nginx TLS": Way(
+        nginx("{site.plain}", "ssl"),
+        ("client-address", "tail", "reset"),
+        # On a busy machine nginx may pass on all in each of 20 tries.
+        ("half-close",),
+        isTLS=True,
+    ),
     "nginx half-close": Way(nginx("{site.plain}; proxy_half_close on"), (*RELAYED, "reset")),
     "stunnel": Way(stunnel, ("client-address", "reset"), isTLS=True),
     "stunnel client": Way(stunnelClient, (*RELAYED, "reset")),

@@ -71,7 +71,8 @@ def test_aPath(echo: Site, tmp_path: Path, name: str) -> None:
         # 1,000 handshakes take a while on a busy machine.
         seconds = 30 if way.isTLS else 5
         answer = kvcheck(*target, "--timeout", seconds, *log, *(f"--rule={rule}" for rule in rules))
-        assert answer.outcomes() == {rule: way.outcome(rule) for rule in rules}
+        expected = {rule: way.outcome(rule) for rule in rules}
+        assert answer.outcomes() == expected, answer.said["checks"]
         if "half-close" not in way.fails:
             answer = kvcheck(*target, "--lines", 5000, "--connections", 5, "--churn", 500)
             assert (answer.status, answer.said["faults"]) == (0, [])
