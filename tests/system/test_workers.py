@@ -424,8 +424,12 @@ def test_replacedAtTheStop(tmp_path: Path) -> None:
         daemon.process.send_signal(signal.SIGUSR2)
         daemon.process.send_signal(signal.SIGTERM)
         daemon.waitForLog("Worker 1 is replaced")
+        # Long enough for worker 2 to be replaced as well, by one that has not heard of the drain.
+        time.sleep(2)
+        # All at once: so each of the workers gets some.
         for client in clients:
             client.sendall(b"NOWN\r\nhello\n")
+        for client in clients:
             assert receive(client, 6) == b"hello\n"
             assert client.recv(1) == b""
     assert set(endings(tmp_path)) == {"drained"}
